@@ -1,0 +1,63 @@
+# Each target does all of its own set-up: a fresh machine needs Python 3.11-3.13 and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+
+# How many kill -9 trials `make soak` runs (single process; a quarter as many with two ranks).
+KILLS ?= 20
+
+.PHONY: demo test soak test-gpu test-network lint format lock bench clean help
+
+help:
+	@echo "make demo          train a teacher and a student on drawn images and open the results page"
+	@echo "make test          the tests, on the CPU, without network"
+	@echo "make soak          the long tests (KILLS=$(KILLS) kill -9 trials)"
+	@echo "make test-gpu      the tests that need a CUDA device"
+	@echo "make test-network  the tests that need the real Hugging Face Hub"
+	@echo "make lint          ruff and pyright          make format  apply ruff's format"
+	@echo "make bench         the benchmarks            make lock    pin the dependencies anew"
+
+$(READY): requirements.lock bootstrap.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  f"tinyzoo needs Python 3.11-3.13, and $(PYTHON) is {v[0]}.{v[1]}: run make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/zoo demo
+
+test: $(READY)
+	$(PYTEST)
+
+soak: $(READY)
+	TINYZOO_KILLS=$(KILLS) $(PYTEST) -m slow --timeout 3000
+
+test-gpu: $(READY)
+	$(PYTEST) -m gpu
+
+test-network: $(READY)
+	$(PYTEST) -m network
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Universal (every supported Python and platform), with hashes and without registry addresses.
+lock:
+	uv pip compile --quiet --upgrade pyproject.toml --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	  --output-file requirements.lock
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > bootstrap.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

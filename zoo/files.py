@@ -1,0 +1,206 @@
+"""The one way to write a file, the one way to make a path, and digests.
+
+Nothing is ever half there under its final name: temporary name in the same folder, fsync, rename,
+fsync of the folder.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zoo.errors import DiskError, IntegrityError
+
+_TEMP = re.compile(r"^\.tmp-(\d+)-.+")
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+# What safetensors and torch print where they swallow the errno.
+_NO_SPACE_TEXT = re.compile(r"No space left|File too large|quota|inline_container.*unexpected pos")
+# Names Windows cannot hold; a model must be usable there too.
+_RESERVED = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn "no space" and "not writable", in any library's words, into DiskError (exit 6)."""
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in _NO_SPACE or _NO_SPACE_TEXT.search(str(error)):
+            raise DiskError(
+                f"no space left: {_room(path, needed)}",
+                where=str(path),
+                fix="free some space and run the same command again; earlier state is intact",
+            ) from error
+        if number in _NOT_WRITABLE:
+            raise DiskError(
+                "the place cannot be written to",
+                where=str(path),
+                fix="choose another folder or change its permissions",
+            ) from error
+        raise
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise DiskError before a write that cannot fit.  ``needed`` in bytes."""
+    if shutil.disk_usage(folder).free < needed:
+        raise DiskError(
+            f"no space left: {_room(folder, needed)}",
+            where=str(folder),
+            fix="free some space and run the same command again; earlier state is intact",
+        )
+
+
+def _room(path: Path, needed: int | None) -> str:
+    existing = next(p for p in [path, *path.parents] if p.exists())
+    free = shutil.disk_usage(existing).free
+    need = f"{needed:,} bytes needed, " if needed is not None else ""
+    return f"{need}{free:,} free"
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new.
+
+    Raises DiskError.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    temp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with disk_errors(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temp.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temp.replace(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def atomic_json(path: Path, value: Any) -> None:
+    """``atomic_write`` of indented JSON; NaN and infinity are refused (they are not JSON)."""
+    atomic_write(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``path``, synced to disk, when the block ends well.
+
+    An existing folder of that name is replaced.  Raises DiskError.
+    """
+    temp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temp, ignore_errors=True)
+        try:
+            temp.mkdir()
+            yield temp
+            for file in temp.iterdir():
+                file.chmod(0o666 & ~_umask())  # safetensors writes 0600
+                sync_file(file)
+            sync_folder(temp)
+            _swap_in(temp, path)
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+
+
+def _swap_in(temp: Path, path: Path) -> None:
+    # A folder cannot be renamed onto a filled one: the old one steps aside under a temporary name.
+    if not path.exists():
+        temp.rename(path)
+        return
+    old = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
+    path.rename(old)
+    temp.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+sync_folder = sync_file  # on POSIX a folder is synced through a descriptor of its own
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporaries of writers that are dead (a kill -9 leaves its own behind)."""
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        match = _TEMP.match(entry.name)
+        if match and not process_alive(int(match[1])):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def process_alive(pid: int) -> bool:
+    """Whether a process of this id runs on this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """``root / name`` for a name that came from outside, or IntegrityError.
+
+    Refused: absolute names, ``..``, backslashes, drives, control characters, names reserved
+    elsewhere, parts over 255 bytes, and anything that resolves (links included) out of ``root``.
+    """
+    parts = PurePosixPath(name).parts
+    bad = (
+        not parts
+        or name.startswith("/")
+        or any(ord(c) < 32 or ord(c) == 127 or c in '\\:<>"|?*' for c in name)
+        or any(_unsafe_part(part) for part in name.split("/"))
+    )
+    joined = root / name
+    if bad or not joined.resolve().is_relative_to(root.resolve()):
+        raise IntegrityError(
+            f"refused a file name that could leave its folder: {name!r}",
+            where=str(root),
+            fix="do not use this source; report it to whoever publishes it",
+        )
+    return joined
+
+
+def _unsafe_part(part: str) -> bool:
+    encoded = part.encode(errors="surrogatepass")
+    return (
+        part in {"", ".", ".."}
+        or part[-1] in " ."
+        or len(encoded) > 255
+        or bool(_RESERVED.match(part))
+    )
