@@ -1,0 +1,1 @@
+"""Frozen networks that students learn from: one file a kind."""

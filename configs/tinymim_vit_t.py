@@ -1,0 +1,36 @@
+"""TinyMIM ViT-T/16 from TinyMIM ViT-S/16 on ImageNet-1K: last link of the chain L → B → S → T.
+
+    zoo pretrain tinymim-vit-t data.source=folder:/data/imagenet/train
+
+The teacher is the export of ``zoo pretrain tinymim-vit-s``; its card says with how many relation
+heads its last block was distilled.  Paper (Table 3): 300 epochs, 75.8 % top-1 after fine-tuning.
+Hardware, hours and score of ours: not run.
+"""
+
+from pretrain.data import Data
+from pretrain.loop import Training
+from pretrain.methods.tinymim import TinyMIM
+from pretrain.optim import Optim
+from pretrain.recipe import Recipe
+from pretrain.teachers.vit import ViTTeacher
+from zoo.vit import ViTConfig
+
+
+def tinymim_vit_t() -> Recipe:
+    return Recipe(
+        name="tinymim-vit-t",
+        student=ViTConfig(width=192, depth=12, heads=3, patch=16, image_size=224),
+        method=TinyMIM(
+            teacher=ViTTeacher(source="runs/tinymim-vit-s/export"),
+            drop_path=0.1,
+            jitter=(0.4, 0.4, 0.4),
+        ),
+        data=Data(source="folder:imagenet/train", crop_scale=(0.2, 1.0)),
+        training=Training(
+            epochs=300,
+            warmup_epochs=15,
+            global_batch=4096,
+            rank_batch=256,
+            optim=Optim(lr_per_256=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05),
+        ),
+    )

@@ -1,0 +1,164 @@
+"""The run folder's checkpoints: written whole, verified on reading, newest valid one first.
+
+``checkpoints/step-N/``: model, optimizer and average as safetensors, ``state.json`` and a
+``manifest.json`` with the digest of each.  Safetensors do not notice a flipped bit; the manifest
+does.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pretrain.optim import WeightAverage
+from zoo.errors import IntegrityError
+from zoo.files import atomic_folder, atomic_json, require_space, sha256_of, sweep
+from zoo.tensors import read_tensors
+
+_STEP = re.compile(r"step-(\d+)")
+_STATE, _MANIFEST = "state.json", "manifest.json"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """All that makes the next step what it would have been: no random state, see ``data.py``."""
+
+    objective: nn.Module
+    optimizer: Optimizer
+    average: WeightAverage | None
+    step: int = 0
+    """Optimizer steps taken."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """JSON: the log's position and unfinished row, the recipe, the world."""
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything to save, by file."""
+        files = {
+            "model": dict(self.objective.state_dict()),
+            "optimizer": _optimizer_tensors(self.optimizer),
+        }
+        if self.average:
+            files["average"] = self.average.averages
+        return files
+
+    def load(self, files: Mapping[str, Mapping[str, Tensor]], step: int, notes: dict) -> None:
+        """Take over what ``tensors()`` gave, in place."""
+        self.objective.load_state_dict(files["model"], strict=True)
+        _load_optimizer(self.optimizer, files["optimizer"])
+        if self.average:
+            for name, tensor in self.average.averages.items():
+                tensor.copy_(files["average"][name])
+        self.step, self.notes = step, notes
+
+
+def _named_parameters(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
+    return [
+        pair
+        for group in optimizer.param_groups
+        for pair in zip(group["names"], group["params"], strict=True)
+    ]
+
+
+def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, parameter in _named_parameters(optimizer)
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in _named_parameters(optimizer):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if f"{name}.{key}" in tensors:
+                optimizer.state[parameter][key] = tensors[f"{name}.{key}"].to(
+                    parameter.device, copy=True
+                )
+
+
+def save_checkpoint(folder: Path, state: TrainState, *, keep: int) -> Path:
+    """Write ``folder/step-N`` whole, then drop all but the newest ``keep``.
+
+    Raises DiskError; then nothing earlier is lost and no temporary stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = state.tensors()
+    size = sum(t.nbytes for tensors in files.values() for t in tensors.values())
+    require_space(folder, 2 * size)
+    final = folder / f"step-{state.step}"
+    with atomic_folder(final) as temp:
+        for name, tensors in files.items():
+            plain = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+            save_file(plain, temp / f"{name}.safetensors")
+        atomic_json(temp / _STATE, {"step": state.step, "notes": state.notes})
+        written = sorted(temp.iterdir())
+        manifest = {f.name: {"sha256": sha256_of(f), "size": f.stat().st_size} for f in written}
+        atomic_json(temp / _MANIFEST, manifest)
+    for old in _newest_first(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """By step number: neither file times nor text order can be trusted."""
+    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _STEP.fullmatch(p.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are all what its manifest says; None where there is none.
+
+    Damaged ones are reported and passed over.  Raises IntegrityError where all are damaged:
+    starting over would hide the loss.
+    """
+    sweep(folder)
+    damaged = []
+    for path in _newest_first(folder):
+        problem = _problem(path)
+        if problem is None:
+            return path
+        damaged.append(f"{path.name}: {problem}")
+        report(f"checkpoint {path.name} is damaged ({problem}): using an earlier one")
+    if damaged:
+        raise IntegrityError(
+            "every checkpoint of this run is damaged",
+            where=f"{folder}: " + "; ".join(damaged),
+            fix="restore one from a backup, or start anew in another folder (--out)",
+        )
+    return None
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        for name, record in manifest.items():
+            if sha256_of(path / name) != record["sha256"]:
+                return f"{name} has other bytes than were written"
+        if _STATE not in manifest or "model.safetensors" not in manifest:
+            return "its manifest is incomplete"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"unreadable: {error}"
+    return None
+
+
+def read_notes(path: Path) -> tuple[int, dict[str, Any]]:
+    """Step and notes of a verified checkpoint."""
+    state = json.loads((path / _STATE).read_bytes())
+    return state["step"], state["notes"]
+
+
+def load_checkpoint(path: Path, state: TrainState) -> None:
+    """Continue from a verified checkpoint."""
+    files = {file.stem: read_tensors(file) for file in path.glob("*.safetensors")}
+    step, notes = read_notes(path)
+    state.load(files, step, notes)

@@ -1,0 +1,157 @@
+"""The world of ranks: who we are, what we agree on, and that nobody outlives the others."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from zoo.errors import LostRankError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux; elsewhere nothing happens).
+
+    Killing torchrun with -9 otherwise leaves its ranks training as orphans.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died between the two lines above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+    control: Any = None
+    """A gloo group for host-side agreement: it never touches the device's queue."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            with lost_rank(self):
+                dist.barrier(group=self.control)
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's ``value``, on every rank.  Anything that pickles; peers are ourselves."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with lost_rank(self):
+            dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """In-place sum over ranks, on the tensor's own device, without a host sync on CUDA."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+@contextlib.contextmanager
+def lost_rank(world: World) -> Iterator[None]:
+    """Turn a broken collective, in any backend's words, into LostRankError (exit 8)."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world.size > 1 and any(word in text for word in _BROKEN):
+            raise LostRankError(
+                "another rank died or stopped answering",
+                where=f"rank {world.rank} of {world.size}: {text.splitlines()[0][:160]}",
+                fix="look at the other ranks' errors, then run the same command to continue",
+            ) from error
+        raise
+
+
+_BROKEN = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out",
+    "timed out",
+    "timeout",
+    "Socket",
+    "NCCL",
+    "gloo",
+)
+
+
+@contextlib.contextmanager
+def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[World]:
+    """Join the ranks that torchrun (or anything that sets its variables) started; or be alone.
+
+    device: ``auto`` takes CUDA where there is any.  NCCL on CUDA, gloo on the CPU.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = torch.device("cuda", local_rank) if kind == "cuda" else torch.device(kind)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(device=place)
+        return
+    die_with_parent()
+    limit = timedelta(seconds=timeout_seconds)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=limit)
+    control = dist.new_group(backend="gloo", timeout=limit)
+    try:
+        yield World(rank=dist.get_rank(), size=size, device=place, control=control)
+    finally:
+        with contextlib.suppress(RuntimeError):  # a peer may be gone already
+            dist.destroy_process_group()
+
+
+class Agreement:
+    """Small whole numbers, summed over ranks once a step without waiting for the device.
+
+    The sum of step s is known at the end of step s + 1, on every rank alike: the exchange runs
+    in the background meanwhile.  A rank on its own knows at once.
+    """
+
+    def __init__(self, world: World, size: int) -> None:
+        self.world, self.size = world, size
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def exchange(self, *values: int) -> list[int]:
+        """Offer this step's values; get the sums offered one step earlier (zeros at first)."""
+        mine = torch.tensor(values, dtype=torch.int64)
+        if self.world.size == 1:
+            return mine.tolist()
+        earlier = self.settle()
+        with lost_rank(self.world):
+            work = dist.all_reduce(mine, group=self.world.control, async_op=True)
+        self._pending = (work, mine)
+        return earlier
+
+    def settle(self) -> list[int]:
+        """Wait for what is under way and return it."""
+        if self._pending is None:
+            return [0] * self.size
+        work, sums = self._pending
+        self._pending = None
+        with lost_rank(self.world):
+            work.wait()
+        return sums.tolist()

@@ -1,0 +1,209 @@
+"""From a recipe to a model folder: set up, resume, train, export."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pretrain.checkpoint import TrainState, load_checkpoint, newest_valid, save_checkpoint
+from pretrain.data import Loader, open_source
+from pretrain.distributed import World, start_world
+from pretrain.index import ImageIndex
+from pretrain.log import RunLog
+from pretrain.loop import Job, train
+from pretrain.objective import Objective
+from pretrain.optim import WeightAverage, build_optimizer
+from pretrain.recipe import Recipe, as_record
+from pretrain.run import RunFolder, refuse_changes
+from pretrain.signals import StopSignals
+from zoo.card import Card, TeacherRecord
+from zoo.folder import save_model
+
+
+def pretrain(
+    recipe: Recipe, out: Path, *, reindex: bool = False, device: str = "auto"
+) -> Path:
+    """Run a recipe in the folder ``out``, or continue it there; returns the exported model folder.
+
+    reindex: walk the whole data set again.  Raises any ZooError; its code is the exit code.
+    """
+    run = RunFolder(out)
+    with start_world(device) as world:
+        if not world.is_main:
+            return _run(recipe, run, world, reindex=False)
+        with run.hold():
+            return _run(recipe, run, world, reindex=reindex)
+
+
+def _run(recipe: Recipe, run: RunFolder, world: World, *, reindex: bool) -> Path:
+    with run.report_exit(world):
+        if world.is_main:
+            run.admit(recipe)
+        index = _open_data(recipe, world, reindex)
+        objective = recipe.method.build(
+            recipe.student, seed=recipe.training.seed, device=world.device
+        )
+        state = _new_state(objective, recipe)
+        with StopSignals() as signals:
+            job = _job(recipe, run, world, index, objective, state, signals)
+            try:
+                train(objective, job)
+            finally:
+                job.log.close()
+        if world.is_main:
+            _export(recipe, run, index, objective, state)
+        world.barrier()
+    return run.export
+
+
+def _open_data(recipe: Recipe, world: World, reindex: bool) -> ImageIndex:
+    """Rank 0 walks and caches; the others read what it cached."""
+    if world.is_main:
+        index = open_source(recipe.data.source, reindex=reindex)
+        world.barrier()
+        return index
+    world.barrier()
+    return open_source(recipe.data.source)
+
+
+def _new_state(objective: Objective, recipe: Recipe) -> TrainState:
+    module = cast(nn.Module, objective)
+    optim = recipe.training.optim
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return TrainState(
+        objective=module,
+        optimizer=build_optimizer(objective, optim),
+        average=None if optim.ema_decay is None else WeightAverage(trained, optim.ema_decay),
+    )
+
+
+def _job(
+    recipe: Recipe,
+    run: RunFolder,
+    world: World,
+    index: ImageIndex,
+    objective: Objective,
+    state: TrainState,
+    signals: StopSignals,
+) -> Job:
+    training = recipe.training
+    loader = Loader(
+        index,
+        transform=recipe.data.crop(recipe.student.image_size),
+        draws=objective.draws,
+        global_batch=training.global_batch,
+        rank_batch=training.rank_batch,
+        rank=world.rank,
+        world=world.size,
+        seed=training.seed,
+        stop_step=0,
+        workers=recipe.data.workers,
+    )
+    steps = training.total_steps(loader.steps_per_epoch)
+    said = _resume(run, world, state, _identity(index, objective, world))
+    loader.start_step, loader.stop_step = state.step, steps
+    log = RunLog(
+        run.path,
+        offset=state.notes.get("log_bytes", 0),
+        step=state.step,
+        steps=steps,
+        batch=training.global_batch,
+        active=world.is_main,
+    )
+    for line in said:
+        log.say(line)
+
+    def save() -> None:
+        state.notes["log_bytes"] = log.mark()
+        if world.is_main:
+            save_checkpoint(run.checkpoints, state, keep=training.keep_checkpoints)
+        world.barrier()
+
+    return Job(
+        training=training,
+        world=world,
+        state=state,
+        batches=iter(loader),
+        accumulate=loader.accumulate,
+        steps=steps,
+        warmup_steps=training.total_warmup(loader.steps_per_epoch),
+        log=log,
+        signals=signals,
+        save=save,
+        describe=lambda i: str(index.path(i)),
+        max_bad=recipe.data.max_bad,
+    )
+
+
+def _identity(index: ImageIndex, objective: Objective, world: World) -> dict[str, Any]:
+    """What must not change between two starts of one run, beside the recipe."""
+    return {
+        "data_fingerprint": index.fingerprint,
+        "images": len(index),
+        "ranks": world.size,
+        "facts": dict(objective.export().facts),
+    }
+
+
+def _resume(
+    run: RunFolder, world: World, state: TrainState, identity: dict[str, Any]
+) -> list[str]:
+    """Continue from the newest valid checkpoint, if there is any; returns what to tell."""
+    said: list[str] = []
+    path = world.from_main(newest_valid(run.checkpoints, said.append) if world.is_main else None)
+    state.notes["identity"] = identity
+    if path is None:
+        return said
+    load_checkpoint(path, state)
+    refuse_changes(run.path, state.notes["identity"], identity)
+    threads = torch.get_num_threads()
+    if state.notes.setdefault("threads", threads) != threads:
+        said.append(f"{threads} CPU threads, earlier {state.notes['threads']}: bits may differ")
+    said.append(f"continuing from step {state.step}")
+    return said
+
+
+def _export(
+    recipe: Recipe, run: RunFolder, index: ImageIndex, objective: Objective, state: TrainState
+) -> None:
+    if state.average:
+        with torch.no_grad():
+            for name, tensor in state.average.averages.items():
+                state.objective.get_parameter(name).copy_(tensor)
+    made = objective.export()
+    teacher = TeacherRecord(**made.facts["teacher"]) if "teacher" in made.facts else None
+    licenses = {"code": "Apache-2.0", "weights": "not stated"}
+    if teacher:
+        licenses[f"teacher {teacher.name}"] = teacher.license
+    card = Card(
+        name=recipe.name,
+        method=recipe.method.name,
+        heads=recipe.student.heads,
+        last_trained_block=made.last_trained_block,
+        fresh_parameters=list(made.fresh),
+        weights="ema" if state.average else "raw",
+        relation_heads=made.facts.get("relation_heads"),
+        teacher=teacher,
+        recipe=as_record(recipe),
+        steps=state.step,
+        data_fingerprint=index.fingerprint,
+        code_version=f"tinyzoo {importlib.metadata.version('tinyzoo')}",
+        environment=environment(),
+        licenses=licenses,
+    )
+    save_model(run.export, recipe.student, made.weights, card)
+
+
+def environment() -> dict[str, str]:
+    """What a number should be read beside."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": importlib.metadata.version("timm"),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": str(torch.get_num_threads()),
+    }

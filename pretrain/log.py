@@ -1,0 +1,181 @@
+"""What a run says while it runs: JSONL always, TensorBoard, and a progress line on a terminal."""
+
+import json
+import os
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from pretrain.objective import Batch
+from zoo.files import disk_errors
+
+# Fields that depend on the clock: everything else in a row is reproducible to the last bit.
+CLOCK_FIELDS = ("images_per_second", "seconds")
+
+
+class Meters:
+    """Sums since the last row: losses on the device, sample indices on the host.
+
+    ``earlier`` is what ``as_notes`` gave: a run that continues in the middle of a row ends with
+    the row it would have had.
+    """
+
+    def __init__(self, earlier: dict[str, Any] | None = None) -> None:
+        earlier = earlier or {"sums": {}, "steps": 0, "indices": 0}
+        self._names = tuple(earlier["sums"])
+        self._sums = torch.tensor([*earlier["sums"].values()], dtype=torch.float64)
+        self._earlier_steps: int = earlier["steps"]
+        self._checksums: list[int] = [earlier["indices"]]
+        """One a step, so that steps which did not happen after all can be taken back."""
+
+    def add(self, names: tuple[str, ...], values: Tensor, bad: Tensor, batches: list[Batch]) -> None:
+        """One step.  values: one a name, on the device; not counted where ``bad`` is 1."""
+        if not self._names:
+            self._names, self._sums = names, torch.zeros_like(values, dtype=torch.float64)
+        self._sums = self._sums.to(values.device) + torch.where(bad > 0, 0.0, values.double())
+        checksum = self._checksums[-1]
+        for batch in batches:
+            checksum = zlib.crc32(batch.indices.numpy().tobytes(), checksum)
+        self._checksums.append(checksum)
+
+    def as_notes(self, dropped_steps: int = 0) -> dict[str, Any]:
+        """JSON that restores these sums; floats survive it exactly.  Waits for the device.
+
+        dropped_steps: how many of the last steps did not happen after all.
+        """
+        steps = len(self._checksums) - 1 - dropped_steps
+        return {
+            "sums": dict(zip(self._names, self._sums.tolist(), strict=True)),
+            "steps": self._earlier_steps + steps,
+            "indices": self._checksums[steps],
+        }
+
+    def row(self) -> dict[str, Any]:
+        """Means since the last row, and a checksum of the sample indices."""
+        notes = self.as_notes()
+        means = {name: value / notes["steps"] for name, value in notes["sums"].items()}
+        return {**means, "indices": f"{notes['indices']:08x}"}
+
+
+class RunLog:
+    """Rank 0's log of a run folder; on other ranks every method does nothing.
+
+    offset: bytes of ``log.jsonl`` that belong to the checkpoint we continue from; what a killed
+    run wrote beyond is dropped, so that no step stands there twice.
+    """
+
+    def __init__(
+        self, folder: Path, *, offset: int, step: int, steps: int, batch: int, active: bool
+    ) -> None:
+        self.active = active
+        self._bad_path = folder / "quarantine.jsonl"
+        self.bad = _known_bad(self._bad_path)
+        if not active:
+            return
+        self.path = folder / "log.jsonl"
+        with disk_errors(self.path):
+            self.path.touch()
+            os.truncate(self.path, min(offset, self.path.stat().st_size))
+            self._file = self.path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._batch = batch
+        self._last = (step, time.perf_counter())
+        self._started = time.perf_counter()
+        self.console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("step", total=steps, completed=step, speed="")
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        if self.active:
+            self._progress.update(self._task, completed=step)
+
+    def row(self, step: int, values: dict[str, Any]) -> None:
+        """Write one row: ``values`` and the rate at which images went through."""
+        if not self.active:
+            return
+        now = time.perf_counter()
+        last_step, last_time = self._last
+        rate = (step - last_step) * self._batch / max(now - last_time, 1e-9)
+        self._last = (step, now)
+        row = {"step": step, **values, "images_per_second": round(rate, 1)}
+        row["seconds"] = round(now - self._started, 2)
+        with disk_errors(self.path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(f"train/{name}", value, step)
+        text = f"loss {row['total']:.4f} · {rate:,.0f} images/s"
+        self._progress.update(self._task, completed=step, speed=text)
+
+    def say(self, text: str) -> None:
+        """One line to the reader, and to nobody's table."""
+        if self.active:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def quarantine(self, batch: Batch, describe: Any) -> int:
+        """Record images that could not be read; returns how many were new.
+
+        Every rank appends its own lines; a short append is one write.
+        """
+        new = [(index, why) for index, why in batch.bad if index not in self.bad]
+        for index, why in new:
+            self.bad.add(index)
+            line = json.dumps({"index": index, "file": describe(index), "why": why}) + "\n"
+            with disk_errors(self._bad_path), self._bad_path.open("a") as file:
+                file.write(line)
+        return len(new)
+
+    def mark(self) -> int:
+        """Bytes of the log so far, safely on disk."""
+        if not self.active:
+            return 0
+        with disk_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        if self.active:
+            self._progress.stop()
+            self._file.close()
+            self._board.close()
+
+
+def _known_bad(path: Path) -> set[int]:
+    known = set()
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                known.add(json.loads(line)["index"])
+            except (ValueError, KeyError, TypeError):
+                continue  # the torn last line of a killed run
+    return known
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``log.jsonl``; a torn last line is dropped."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

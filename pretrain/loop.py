@@ -1,0 +1,256 @@
+"""The one training loop: pre-training and fine-tuning hand it their objective.
+
+A step reads: batch → losses → backward → check → clip → step → log → maybe save.
+"""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.checkpoint import TrainState
+from pretrain.distributed import Agreement, World, lost_rank
+from pretrain.log import Meters, RunLog
+from pretrain.objective import Batch, Objective
+from pretrain.optim import NotNegative, Optim, Positive, set_lr
+from pretrain.signals import StopSignals
+from zoo.errors import DataError, DivergedError, PreemptedError
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """How long, how large, how precise, and how often it is written down."""
+
+    epochs: Positive
+    warmup_epochs: NotNegative
+    global_batch: Count
+    """Samples per optimizer step, over all ranks and accumulation."""
+    rank_batch: Count
+    """Samples per forward pass on one rank; accumulation is derived."""
+    optim: Optim = field(default_factory=Optim)
+    steps: Count | None = None
+    """Length of the run in optimizer steps, in place of ``epochs``."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """In place of ``warmup_epochs``."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast; auto takes it on CUDA and fp32 elsewhere."""
+    compile: bool | None = None
+    """torch.compile; null compiles on CUDA only."""
+    log_every_steps: Count = 50
+    save_every_steps: Count = field(default=1000, metadata={"runtime": True})
+    save_every_minutes: Positive | None = field(default=30.0, metadata={"runtime": True})
+    keep_checkpoints: Annotated[int, Field(ge=2)] = field(default=2, metadata={"runtime": True})
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return self.steps or max(1, round(self.epochs * steps_per_epoch))
+
+    def total_warmup(self, steps_per_epoch: int) -> int:
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return round(self.warmup_epochs * steps_per_epoch)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        auto = "bf16" if device.type == "cuda" else "fp32"
+        on = (auto if self.precision == "auto" else self.precision) == "bf16"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """What the loop needs beside the objective: all of it built by ``launch``."""
+
+    training: Training
+    world: World
+    state: TrainState
+    batches: Iterator[Batch]
+    """Micro-batches, already at ``state.step``."""
+    accumulate: int
+    """Micro-batches a step."""
+    steps: int
+    warmup_steps: int
+    log: RunLog
+    signals: StopSignals
+    save: Callable[[], None]
+    """Writes a checkpoint of ``state`` (rank 0) and waits for it (all ranks)."""
+    describe: Callable[[int], str] = str
+    """A sample's index to its file, for the quarantine list."""
+    max_bad: int = 100
+
+
+def train(objective: Objective, job: Job) -> None:
+    """Run from ``job.state.step`` to the end.
+
+    Raises DivergedError, PreemptedError, DataError, LostRankError; on all ranks alike, with the
+    last good state saved.
+    """
+    training, world, state = job.training, job.world, job.state
+    module = _wrap(objective, training, world)
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    guard = FiniteGuard(world, state.optimizer)
+    meters = Meters(state.notes.get("meters"))
+    agreement = Agreement(world, size=3)
+    saved_at = time.monotonic()
+
+    for step in range(state.step, job.steps):
+        lr = training.optim.lr_at(
+            step,
+            steps=job.steps,
+            warmup_steps=job.warmup_steps,
+            global_batch=training.global_batch,
+        )
+        set_lr(state.optimizer, lr)
+        seed_step(training.seed, step, world)
+        batches = list(itertools.islice(job.batches, job.accumulate))
+        losses = _forward_backward(module, batches, training, world)
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        guard.check(losses, norm, step)
+        if training.optim.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(trained, training.optim.clip_norm, norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average:
+            state.average.update(guard.bad)
+        state.step = step + 1
+        meters.add((*losses, "grad_norm"), guard.seen, guard.bad, batches)
+        job.log.advance(state.step)
+
+        new_bad = sum(job.log.quarantine(batch, job.describe) for batch in batches)
+        due = world.is_main and _minutes_due(training, saved_at)
+        stop, save_now, bad_images = agreement.exchange(job.signals.received, due, new_bad)
+        save_now = save_now or state.step % training.save_every_steps == 0
+        last = state.step == job.steps
+        if state.step % training.log_every_steps == 0 or last:
+            _stop_if_diverged(guard, meters, job)
+            job.log.row(state.step, {**meters.row(), "lr": lr})
+            meters = Meters()
+        _stop_if_too_many_bad(bad_images, job)
+        if stop or save_now or last:
+            _stop_if_diverged(guard, meters, job)
+            state.notes["meters"] = meters.as_notes()
+            job.save()
+            saved_at = time.monotonic()
+        if stop and not last:
+            raise PreemptedError(
+                "stopped by a signal; the state is saved",
+                where=f"step {state.step} of {job.steps}",
+                fix="run the same command again to continue",
+            )
+    agreement.settle()
+
+
+def _wrap(objective: Objective, training: Training, world: World) -> nn.Module:
+    module = cast(nn.Module, objective)
+    module.train()
+    on_cuda = world.device.type == "cuda"
+    if training.compile or (training.compile is None and on_cuda):
+        module.compile(dynamic=False)
+    if world.size == 1:
+        return module
+    # Everything with requires_grad gets a gradient each step: no search for unused parameters.
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _forward_backward(
+    module: nn.Module, batches: list[Batch], training: Training, world: World
+) -> dict[str, Tensor]:
+    """Accumulate gradients over the micro-batches; returns this rank's mean losses, detached."""
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches, start=1):
+        is_last = number == len(batches)
+        syncs = isinstance(module, DistributedDataParallel) and not is_last
+        quiet = cast(DistributedDataParallel, module).no_sync() if syncs else contextlib.nullcontext()
+        with quiet, lost_rank(world):
+            with training.autocast(world.device):
+                losses = module(_to_device(batch, world.device))
+            (losses["total"] / len(batches)).backward()
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0) + loss.detach().float() / len(batches)
+    return sums
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    images, indices, draws, labels, _ = batch
+    moved = (t if t is None else t.to(device, non_blocking=True) for t in (images, indices, draws, labels))
+    return Batch(*moved)  # type: ignore[arg-type]  # without the host-side list of bad images
+
+
+def seed_step(seed: int, step: int, world: World) -> None:
+    """Drop path and the like draw from (seed, step, rank): there is no random state to save."""
+    key = np.random.SeedSequence([seed, step, world.rank]).generate_state(1, np.uint64)
+    value = int(key[0]) >> 1
+    # Far cheaper than torch.manual_seed, which visits every device.
+    torch.default_generator.manual_seed(value)
+    if world.device.type == "cuda":
+        torch.cuda.default_generators[world.device.index or 0].manual_seed(value)
+
+
+class FiniteGuard:
+    """A sticky flag on the device that stops every update once anything is not finite.
+
+    Fused optimizers skip a step whose ``found_inf`` is 1 (the contract GradScaler uses), so the
+    weights stay at the last good step without the host having to look.
+    """
+
+    def __init__(self, world: World, optimizer: torch.optim.Optimizer) -> None:
+        self.world = world
+        self.bad = torch.zeros((), device=world.device)
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+        self.seen = torch.zeros(0)
+        """Losses averaged over ranks, then the gradient norm."""
+        cast(Any, optimizer).found_inf = self.bad
+
+    @torch.no_grad()
+    def check(self, losses: dict[str, Tensor], norm: Tensor, step: int) -> None:
+        """Look at this step, on every rank alike; one small collective, no wait."""
+        values = torch.stack(list(losses.values())) / self.world.size
+        with lost_rank(self.world):
+            self.world.sum_(values)
+        self.seen = torch.cat([values, norm.detach().float().reshape(1)])
+        finite = torch.isfinite(self.seen).all()
+        first = ~finite & (self.bad == 0)
+        self.bad_step.copy_(torch.where(first, step, self.bad_step))
+        self.bad.copy_(torch.maximum(self.bad, (~finite).float()))
+
+
+def _stop_if_diverged(guard: FiniteGuard, meters: Meters, job: Job) -> None:
+    """Read the flag (this waits for the device); if set, save the last good state and raise."""
+    if not guard.bad.item():
+        return
+    bad_step = int(guard.bad_step.item())
+    dropped = job.state.step - bad_step
+    job.state.step = bad_step
+    job.state.notes["meters"] = meters.as_notes(dropped_steps=dropped)
+    job.save()
+    raise DivergedError(
+        "a loss or a gradient is not finite",
+        where=f"step {bad_step + 1}; the state before it is saved as checkpoints/step-{bad_step}",
+        fix="lower the learning rate (training.optim.lr_per_256) or set training.optim.clip_norm",
+    )
+
+
+def _stop_if_too_many_bad(new: int, job: Job) -> None:
+    seen = job.state.notes.get("bad_images", 0) + new
+    job.state.notes["bad_images"] = seen
+    if seen > job.max_bad:
+        raise DataError(
+            f"{seen} images could not be read; the limit is {job.max_bad}",
+            where="the run folder's quarantine.jsonl lists them",
+            fix="repair or remove them, or raise data.max_bad",
+        )
+
+
+def _minutes_due(training: Training, saved_at: float) -> bool:
+    minutes = training.save_every_minutes
+    return minutes is not None and time.monotonic() - saved_at > 60 * minutes

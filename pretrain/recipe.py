@@ -1,0 +1,218 @@
+"""Recipes: typed, complete, found by name, overridden by ``key.path=value``.
+
+A recipe file is a function of its own name that returns a ``Recipe``.
+"""
+
+import dataclasses
+import difflib
+import importlib.resources
+import importlib.util
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from pretrain.data import Data
+from pretrain.loop import Training
+from pretrain.objective import Objective
+from zoo.errors import UsageError
+from zoo.vit import ViTConfig
+
+
+class Method(Protocol):
+    """A method's configuration: it knows how to build its objective."""
+
+    name: ClassVar[str]
+
+    def build(self, student: ViTConfig, *, seed: int, device: torch.device) -> Objective:
+        """The objective, on ``device``.  Raises before step 0 whatever could not work."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that makes a checkpoint."""
+
+    name: str
+    student: ViTConfig
+    method: Method
+    data: Data
+    training: Training
+
+
+def list_recipes() -> list[str]:
+    """The names of all shipped recipes."""
+    files = importlib.resources.files("configs").iterdir()
+    names = [f.name for f in files if f.name.endswith(".py") and not f.name.startswith("_")]
+    return sorted(name.removesuffix(".py").replace("_", "-") for name in names)
+
+
+def recipe_function(name: str) -> Callable[[], Recipe]:
+    """The function that makes a recipe: a shipped name, or the path of a recipe file.
+
+    Raises UsageError.
+    """
+    stem = Path(name).stem.replace("-", "_")
+    if name.endswith(".py") and Path(name).is_file():
+        place = Path(name)
+    elif name in list_recipes():
+        place = Path(str(importlib.resources.files("configs") / f"{stem}.py"))
+    else:
+        raise UsageError(
+            f"no recipe is called {name!r}" + _did_you_mean(name, list_recipes()),
+            where=f"shipped recipes: {', '.join(list_recipes())}",
+            fix="choose one of them, or give the path of a recipe file",
+        )
+    spec = importlib.util.spec_from_file_location(f"configs.{stem}", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, stem, None)
+    if function is None:
+        raise UsageError(
+            f"a recipe file defines a function of its own name, here {stem}()",
+            where=str(place),
+            fix=f"define: def {stem}() -> Recipe",
+        )
+    return function
+
+
+def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of this name with ``key.path=value`` overrides, every field checked.
+
+    Raises UsageError.
+    """
+    recipe = recipe_function(name)()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(
+                f"an override is key.path=value, not {override!r}",
+                where=f"recipe {name}",
+                fix="for example training.epochs=100",
+            )
+        recipe = _replace(recipe, key.split("."), text, key)
+    _check(recipe)
+    return recipe
+
+
+def _replace(owner: Any, path: list[str], text: str, key: str) -> Any:
+    fields = _fields(owner)
+    name, *rest = path
+    if name not in fields:
+        valid = [k for k, _ in flatten(owner)]
+        prefix = key.removesuffix(".".join(path))
+        raise UsageError(
+            f"unknown recipe key {key!r}" + _did_you_mean(".".join(path), valid),
+            where=f"valid keys here: {', '.join(prefix + k for k in valid)}",
+            fix="correct the key",
+        )
+    value = getattr(owner, name)
+    if rest and dataclasses.is_dataclass(value):
+        new = _replace(value, rest, text, key)
+    elif rest:
+        raise UsageError(
+            f"{key.removesuffix('.' + '.'.join(rest))!r} has no parts: {rest} leads nowhere",
+            where=f"override {key}={text}",
+            fix="correct the key",
+        )
+    elif dataclasses.is_dataclass(value):
+        parts = ", ".join(f"{key}.{k}" for k, _ in flatten(value))
+        raise UsageError(f"{key!r} has parts", where=parts, fix="override one of them")
+    else:
+        new = _parse(fields[name], text, key)
+    return dataclasses.replace(owner, **{name: new})
+
+
+def _parse(kind: Any, text: str, key: str) -> Any:
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_json(text, strict=True)
+    except ValidationError:
+        pass  # not JSON, or of another type: as plain text it may still be right
+    try:
+        return adapter.validate_python(text, strict=True)
+    except ValidationError as error:
+        raise _wrong_type(key, text, kind, error) from error
+
+
+def _check(owner: Any, prefix: str = "") -> None:
+    for name, kind in _fields(owner).items():
+        value = getattr(owner, name)
+        if dataclasses.is_dataclass(value):
+            _check(value, f"{prefix}{name}.")
+            continue
+        try:
+            TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise _wrong_type(prefix + name, value, kind, error) from error
+
+
+def _wrong_type(key: str, value: Any, kind: Any, error: ValidationError) -> UsageError:
+    return UsageError(
+        f"recipe key {key!r} cannot be {value!r}: {error.errors()[0]['msg']}",
+        where=f"{key} takes {_spell(kind)}",
+        fix="give a value of that type (null for none, [a, b] for several)",
+    )
+
+
+def _spell(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        bounds = [repr(a) for group in arguments[1:] for a in getattr(group, "metadata", [group])]
+        return f"{_spell(arguments[0])} ({', '.join(bounds)})"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_spell(a) for a in arguments)
+    if origin is typing.Literal:
+        return " or ".join(repr(a) for a in arguments)
+    if kind is type(None):
+        return "null"
+    return kind.__name__ if isinstance(kind, type) and not arguments else str(kind)
+
+
+def _fields(owner: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(type(owner), include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(owner)}
+
+
+def _did_you_mean(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def flatten(owner: Any, prefix: str = "", *, runtime: bool = True) -> Iterator[tuple[str, Any]]:
+    """Every leaf of a recipe as (``key.path``, value).
+
+    runtime=False leaves out what may change between two starts of one run (worker count, how
+    often to save): it does not reach the weights.
+    """
+    for field in dataclasses.fields(owner):
+        value = getattr(owner, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{field.name}.", runtime=runtime)
+        elif runtime or not field.metadata.get("runtime"):
+            yield prefix + field.name, value
+
+
+def as_record(recipe: Any, *, runtime: bool = True) -> dict[str, Any]:
+    """A recipe as flat JSON: ``{"student.width": 384, ...}``, the method by its name."""
+    record = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flatten(recipe, runtime=runtime)
+    }
+    return {"method": recipe.method.name, **record}
+
+
+def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Human-readable differing fields of two records."""
+    return [
+        f"{key}: {earlier.get(key, 'absent')!r} → {now.get(key, 'absent')!r}"
+        for key in sorted(earlier.keys() | now.keys())
+        if earlier.get(key, "absent") != now.get(key, "absent")
+    ]

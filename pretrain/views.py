@@ -1,0 +1,78 @@
+"""What happens to a batch of crops on the device: flip, colour jitter, two views of one image.
+
+Everything is drawn on the host and arrives with the batch, so these are pure functions without
+data-dependent Python: they compile, and a sample looks the same in any batch on any rank.
+
+B images, S pixels a side, D draws a sample, each uniform in [0, 1).
+"""
+
+import torch
+from torch import Tensor
+
+from zoo.images import normalise
+
+__all__ = ["FLIP_DRAWS", "TWO_VIEW_DRAWS", "flip", "color_jitter", "two_views", "normalise"]
+
+FLIP_DRAWS = 1
+JITTER_DRAWS = 4
+TWO_VIEW_DRAWS = FLIP_DRAWS + JITTER_DRAWS
+"""Each says how many draws its function takes from the front of a sample's."""
+
+
+def flip(images: Tensor, draws_B: Tensor) -> Tensor:
+    """Mirror left and right where the draw is below one half.  (B, 3, S, S), any type."""
+    return torch.where(draws_B[:, None, None, None] < 0.5, images.flip(-1), images)
+
+
+def color_jitter(
+    images01_B3SS: Tensor, strength: tuple[float, float, float], draws_B4: Tensor
+) -> Tensor:
+    """Change brightness, contrast and saturation of every image, in an order of its own.
+
+    (B, 3, S, S) floats in [0, 1] to the same.  ``strength`` s, in that order: the factor is uniform
+    in [max(0, 1 - s), 1 + s].  The first three draws give the factors, the fourth one of the six
+    orders.  Per image it equals torchvision's float ``ColorJitter`` with that order and factors.
+    """
+    bounds = [(max(0.0, 1 - s), 1 + s) for s in strength]
+    factors = [low + (high - low) * draws_B4[:, i] for i, (low, high) in enumerate(bounds)]
+    images = images01_B3SS
+    for operation_B in _order(draws_B4[:, 3]):
+        operation = operation_B[:, None, None, None]
+        grey = _grey(images)
+        # Each operation moves away from, or towards, a reference: black, the mean grey, the grey.
+        reference = _choose(operation, torch.zeros_like(grey), grey.mean((2, 3), True), grey)
+        factor = _choose(operation, *(f[:, None, None, None] for f in factors))
+        images = (factor * images + (1 - factor) * reference).clamp(0, 1)
+    return images
+
+
+def _order(draws_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which operation, 0 to 2, comes first, second and third: one of six, equally likely."""
+    code = (draws_B * 6).long()
+    first = code // 2
+    second = (first + 1 + code % 2) % 3
+    return first, second, 3 - first - second
+
+
+def _choose(operation: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    return torch.where(
+        operation == 0, brightness, torch.where(operation == 1, contrast, saturation)
+    )
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)  # torchvision's weights
+
+
+def two_views(
+    images: Tensor, draws_BD: Tensor, strength: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's view of one crop: the same flip, jitter for the student only.
+
+    (B, 3, S, S) uint8 to two of (B, 3, S, S) float32, normalised with ImageNet's statistics.
+    ``draws_BD``: ``TWO_VIEW_DRAWS`` or more a sample.
+    """
+    clean = flip(images, draws_BD[:, 0]) / 255
+    student = color_jitter(clean, strength, draws_BD[:, FLIP_DRAWS:TWO_VIEW_DRAWS])
+    return student, clean

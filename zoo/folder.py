@@ -1,0 +1,276 @@
+"""The model folder: weights and card, the only handshake between the rooms.
+
+``config.json`` (timm's layout) · ``model.safetensors`` · ``README.md`` · ``zoo.json``
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from platformdirs import user_cache_path
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from zoo.card import Card, FileRecord, read_card, readme
+from zoo.errors import IntegrityError, UsageError
+from zoo.files import atomic_folder, atomic_json, safe_join, sha256_of
+from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from zoo.tensors import read_shapes, read_tensors, require_finite, require_match
+from zoo.vit import VIT_B, VIT_L, VIT_S, VIT_T, ViTConfig, adopt_weights, config_of
+
+WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "zoo.json"
+
+# timm's registered name says the size; model_args state all of it, so any size goes by some name.
+_ARCHITECTURES = {
+    VIT_T.width: "vit_tiny_patch16_224",
+    VIT_S.width: "vit_small_patch16_224",
+    VIT_B.width: "vit_base_patch16_224",
+    VIT_L.width: "vit_large_patch16_224",
+}
+_ARCHITECTURE = re.compile(r"vit_[a-z0-9_]+(\.[a-z0-9_]+)?")
+_HEAD = re.compile(r"(head|head_dist)\..*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A network with what is known of it."""
+
+    vit: VisionTransformer
+    """In eval mode, without a classification head."""
+    config: ViTConfig
+    folder: Path
+    digest: str
+    """sha256 over weights and configuration."""
+    preprocess: Preprocess
+    """How images become its input."""
+    license: str
+    """Of the weights, as the folder states it."""
+    card: Card | None
+    """None where the folder was not made by tinyzoo."""
+
+    @property
+    def name(self) -> str:
+        return self.card.name if self.card else self.folder.name
+
+    @property
+    def last_trained_block(self) -> int:
+        return self.card.last_trained_block if self.card else self.config.depth
+
+
+def timm_config(config: ViTConfig, name: str) -> dict[str, Any]:
+    """``config.json`` as timm reads and writes it, everything stated."""
+    return {
+        "architecture": _ARCHITECTURES.get(config.width, "vit_base_patch16_224"),
+        "num_classes": 0,
+        "num_features": config.width,
+        "global_pool": "avg",
+        "model_args": {
+            "img_size": config.image_size,
+            "patch_size": config.patch,
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            # Mean of the patch tokens after the final norm: the keys stay those of a plain ViT.
+            "global_pool": "avg",
+            "fc_norm": False,
+        },
+        "pretrained_cfg": {
+            "tag": name,
+            "custom_load": False,
+            "input_size": [3, config.image_size, config.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def save_model(folder: Path, config: ViTConfig, weights: Mapping[str, Tensor], card: Card) -> Card:
+    """Write a model folder, all of it or nothing; returns the card with digests filled in.
+
+    weights: timm's key names.  Raises DiskError, IntegrityError (NaN weights).
+    """
+    require_finite(folder / WEIGHTS, weights)
+    layout = timm_config(config, card.name)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    with atomic_folder(folder) as temp:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(plain, temp / WEIGHTS, metadata={"format": "pt"})
+        atomic_json(temp / CONFIG, layout)
+        (temp / "README.md").write_text(readme(card, layout["architecture"], parameters))
+        files = {
+            file.name: FileRecord(sha256=sha256_of(file), size=file.stat().st_size)
+            for file in sorted(temp.iterdir())
+        }
+        digest = _digest(files[WEIGHTS].sha256, layout)
+        card = replace(card, files=files, digest=digest)
+        (temp / RECORD).write_text(card.to_json())
+    return card
+
+
+def _digest(weights_sha256: str, layout: Mapping[str, Any]) -> str:
+    # 3 and 6 heads share the same weight bytes: the configuration is part of the identity.
+    network = {key: layout.get(key) for key in ("architecture", "model_args")}
+    text = json.dumps([weights_sha256, network], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(folder: Path) -> Card | None:
+    """Check every file against ``zoo.json``; None where there is no such record.
+
+    A file that was hashed before and has kept its size, time and inode is not hashed again.
+    Raises IntegrityError that names every differing file.
+    """
+    if not (folder / RECORD).exists():
+        return None
+    card = read_card(folder / RECORD)
+    differing = []
+    for name, record in card.files.items():
+        path = safe_join(folder, name)
+        if not path.exists():
+            differing.append(f"{name} is missing")
+        elif path.stat().st_size != record.size:
+            differing.append(f"{name} has {path.stat().st_size:,} bytes, not {record.size:,}")
+        elif remembered_sha256(path) != record.sha256:
+            differing.append(f"{name} has other bytes than when it was made")
+    if differing:
+        raise IntegrityError(
+            "the model folder is not what its record says",
+            where=f"{folder}: " + "; ".join(differing),
+            fix="export or fetch the model again",
+        )
+    return card
+
+
+def remembered_sha256(path: Path) -> str:
+    """sha256 of a file, from memory where size, time and inode are those of the last hashing."""
+    stat = path.stat()
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    memory = user_cache_path("tinyzoo") / "digests" / f"{key}.json"
+    seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    try:
+        remembered = json.loads(memory.read_bytes())
+        if remembered["seen"] == seen:
+            return remembered["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # never hashed, or a memory that cannot be read: hash
+    digest = sha256_of(path)
+    if path.stat().st_mtime_ns == stat.st_mtime_ns:
+        atomic_json(memory, {"path": str(path), "seen": seen, "sha256": digest})
+    return digest
+
+
+def load_model(
+    folder: Path,
+    *,
+    image_size: int | None = None,
+    blocks: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """Read a model folder, ours or any of timm's plain ViTs.
+
+    image_size: resample the positions to another input size, in pixels.  blocks: read no block
+    beyond this one (1-based; the final norm is dropped with them).  Weights are checked against
+    the record, then name by name and for NaN.  Raises IntegrityError, UsageError.
+    """
+    card = verify(folder)
+    layout = _read_layout(folder)
+    vit = _empty_from_layout(layout, folder)
+    config = config_of(vit)
+    expected = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
+    path = folder / WEIGHTS
+    found = read_shapes(path)
+    require_match(path, {n: s for n, s in found.items() if not _HEAD.fullmatch(n)}, expected)
+    if blocks is not None and blocks < config.depth:
+        vit.blocks = vit.blocks[:blocks]
+        vit.norm = torch.nn.Identity()
+    weights = read_tensors(path, vit.state_dict().keys(), device)
+    require_finite(path, weights)
+    if image_size is not None and image_size != config.image_size:
+        config = replace(config, image_size=image_size)
+        _resize_positions(vit, weights, config)
+    adopt_weights(vit, weights).eval()
+    return Model(
+        vit=vit,
+        config=config,
+        folder=folder,
+        digest=_digest(remembered_sha256(path), layout),
+        preprocess=_preprocess(layout, config),
+        license=_license(layout, card),
+        card=card,
+    )
+
+
+def _preprocess(layout: dict[str, Any], config: ViTConfig) -> Preprocess:
+    stated = layout.get("pretrained_cfg") or {}
+    red, green, blue = stated.get("mean", IMAGENET_MEAN)
+    red_std, green_std, blue_std = stated.get("std", IMAGENET_STD)
+    return Preprocess(
+        image_size=config.image_size,
+        crop_pct=stated.get("crop_pct", 0.875),
+        mean=(red, green, blue),
+        std=(red_std, green_std, blue_std),
+    )
+
+
+def _license(layout: dict[str, Any], card: Card | None) -> str:
+    if card:
+        return card.licenses.get("weights", "not stated")
+    return (layout.get("pretrained_cfg") or {}).get("license") or "not stated"
+
+
+def _read_layout(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        layout = json.loads(path.read_bytes())
+        if not isinstance(layout, dict) or not isinstance(layout.get("model_args", {}), dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"no readable timm configuration: {error}",
+            where=str(path),
+            fix="give a model folder: config.json and model.safetensors",
+        ) from error
+    return layout
+
+
+def _empty_from_layout(layout: dict[str, Any], folder: Path) -> VisionTransformer:
+    name = str(layout.get("architecture"))
+    arguments = {**layout.get("model_args", {}), "num_classes": 0}
+    known = _ARCHITECTURE.fullmatch(name) and timm.is_model(name.split(".")[0])
+    odd = [k for k, v in arguments.items() if not isinstance(v, int | float | str | None)]
+    vit = None
+    if known and not odd:
+        with torch.device("meta"):
+            vit = timm.create_model(name.split(".")[0], pretrained=False, **arguments)
+    if not isinstance(vit, VisionTransformer):
+        raise UsageError(
+            f"the architecture {name!r} is not a plain ViT that timm knows",
+            where=f"{folder / CONFIG}" + (f": model_args {odd}" if odd else ""),
+            fix="use a plain ViT, such as hf-hub:timm/vit_large_patch16_224.mae",
+        )
+    return vit
+
+
+def _resize_positions(
+    vit: VisionTransformer, weights: dict[str, Tensor], config: ViTConfig
+) -> None:
+    grid = (config.grid, config.grid)
+    weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"], list(grid))
+    vit.pos_embed = torch.nn.Parameter(weights["pos_embed"].to("meta"))
+    vit.patch_embed.set_input_size((config.image_size, config.image_size))

@@ -1,0 +1,252 @@
+"""The network: timm's VisionTransformer, and only what timm lacks.
+
+B images · N tokens (class token first) · D width · S image side in pixels · P patches
+
+Blocks are counted from 1, as the papers do.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from zoo.errors import UsageError
+
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViTConfig:
+    """A plain ViT: class token, absolute positions, MLP ratio 4, qkv bias, LayerNorm eps 1e-6.
+
+    Raises UsageError for sizes that do not divide.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    """Part of the model: weight shapes cannot tell head counts apart."""
+    patch: int = 16
+    """Side of a patch, in pixels."""
+    image_size: int = 224
+    """Side of the input, in pixels."""
+
+    def __post_init__(self) -> None:
+        for whole, part in (("width", "heads"), ("image_size", "patch")):
+            if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
+                raise UsageError(
+                    f"{part} {getattr(self, part)} does not divide {whole} {getattr(self, whole)}",
+                    where=f"{type(self).__name__}.{part}",
+                    fix=f"choose one of {divisors(getattr(self, whole))}",
+                )
+        if self.width % 4 or self.depth < 1:
+            raise UsageError(
+                f"a ViT of width {self.width} and depth {self.depth} cannot be built",
+                where=type(self).__name__,
+                fix="the width must be a multiple of 4 (sin-cos positions), the depth at least 1",
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return self.patches + 1
+
+
+VIT_T = ViTConfig(width=192, depth=12, heads=3)
+VIT_S = ViTConfig(width=384, depth=12, heads=6)
+VIT_B = ViTConfig(width=768, depth=12, heads=12)
+VIT_L = ViTConfig(width=1024, depth=24, heads=16)
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def empty_vit(config: ViTConfig) -> VisionTransformer:
+    """The network without memory for its weights (meta device): for loading and counting."""
+    return VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        num_classes=0,
+        global_pool="avg",
+        fc_norm=False,
+        weight_init="skip",
+        device="meta",
+    )
+
+
+def build_vit(config: ViTConfig, *, seed: int) -> VisionTransformer:
+    """A new network as MAE initialises it, with fixed sin-cos positions (``requires_grad`` off).
+
+    Xavier-uniform for linears and for the patch projection seen as a matrix, zero biases, class
+    token N(0, 0.02); the patch projection's bias keeps the uniform default of a convolution.
+    """
+    vit = empty_vit(config).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.fill_(math.nan)  # whatever is forgotten below shows at once
+    generator = torch.Generator().manual_seed(seed)
+    initialise(vit, generator)
+    patch = vit.patch_embed.proj
+    with torch.no_grad():
+        nn.init.xavier_uniform_(patch.weight.view(config.width, -1), generator=generator)
+        bound = patch.weight[0].numel() ** -0.5
+        nn.init.uniform_(patch.bias, -bound, bound, generator=generator)
+        nn.init.normal_(_present(vit.cls_token), std=0.02, generator=generator)
+        _present(vit.pos_embed).copy_(sincos_positions(config.width, config.grid))
+    _present(vit.pos_embed).requires_grad_(False)
+    return vit
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """MAE's initialisation of every Linear and LayerNorm below ``module``."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+def adopt_weights(vit: VisionTransformer, weights: Mapping[str, Tensor]) -> VisionTransformer:
+    """Make ``weights`` the network's own, without a copy and whatever was there before."""
+    vit.load_state_dict(weights, strict=True, assign=True)
+    return vit
+
+
+def config_of(vit: VisionTransformer) -> ViTConfig:
+    """The plain ViT that ``vit`` is.  Raises UsageError where it is of another kind."""
+    block = vit.blocks[0]
+    plain = (
+        vit.cls_token is not None
+        and vit.reg_token is None
+        and vit.pos_embed is not None
+        and not vit.no_embed_class
+        and isinstance(vit.norm_pre, nn.Identity)
+        and isinstance(block, Block)
+        and isinstance(block.attn.q_norm, nn.Identity)
+        and isinstance(block.mlp, Mlp)
+    )
+    if not plain:
+        raise UsageError(
+            "not a plain ViT (class token, absolute positions, fused qkv, no register tokens)",
+            where=type(vit).__name__,
+            fix="use a plain ViT, such as hf-hub:timm/vit_large_patch16_224.mae",
+        )
+    return ViTConfig(
+        width=vit.embed_dim,
+        depth=len(vit.blocks),
+        heads=block.attn.num_heads,
+        patch=vit.patch_embed.patch_size[0],
+        image_size=vit.patch_embed.img_size[0],
+    )
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed 2-D positions in MAE's layout: (1, 1 + grid², width) float32, class token zero.
+
+    The first half of the channels encodes the column, the second the row; each half holds all
+    sines, then all cosines.  Computed in float64.
+    """
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    angles = np.outer(np.arange(grid), frequencies)
+    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    columns, rows = np.tile(line, (grid, 1)), np.repeat(line, grid, axis=0)
+    patches = np.concatenate([columns, rows], axis=1)
+    table = np.concatenate([np.zeros((1, width)), patches])
+    return torch.from_numpy(table).float().unsqueeze(0)
+
+
+def set_drop_path(vit: VisionTransformer, rates: Iterable[float]) -> None:
+    """One stochastic-depth rate a block, in [0, 1)."""
+    for block, rate in zip(vit.blocks, rates, strict=True):
+        block.drop_path1 = DropPath(rate) if rate else nn.Identity()
+        block.drop_path2 = DropPath(rate) if rate else nn.Identity()
+
+
+def embed(vit: VisionTransformer, images: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Tokens that enter the first block: (B, 1 + P, D), or only the visible patches'.
+
+    images: (B, 3, S, S), normalised.  visible: (B, V) int64, indices of the patches to keep.
+    """
+    positions = _present(vit.pos_embed)
+    patches = vit.patch_embed(images) + positions[:, 1:]
+    if visible is not None:
+        index = visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+        patches = patches.gather(1, index)
+    cls = (_present(vit.cls_token) + positions[:, :1]).expand(len(patches), -1, -1)
+    return torch.cat([cls, patches], dim=1)
+
+
+class Tap(NamedTuple):
+    """A place to read: the Q, K or V of a block (heads concatenated), or what leaves it."""
+
+    block: int
+    kind: Literal["q", "k", "v", "block"]
+
+
+def taps(
+    vit: VisionTransformer,
+    images: Tensor,
+    wanted: Iterable[Tap],
+    *,
+    visible: Tensor | None = None,
+) -> dict[Tap, Tensor]:
+    """What the network holds at the ``wanted`` places, each (B, N, D).
+
+    No block beyond the last one wanted runs; where only its Q, K or V is wanted, nothing of that
+    block past its qkv projection does.  ``visible`` as in ``embed``.
+    """
+    wanted = set(wanted)
+    last = max(tap.block for tap in wanted)
+    found: dict[Tap, Tensor] = {}
+    tokens = embed(vit, images, visible)
+    for number, block in enumerate(vit.blocks[:last], start=1):
+        here = {tap for tap in wanted if tap.block == number}
+        output = Tap(number, "block")
+        if here - {output}:
+            qkv = block.attn.qkv(block.norm1(tokens))
+            named = zip("qkv", qkv.chunk(3, dim=-1), strict=True)
+            found |= {Tap(number, kind): part for kind, part in named}  # type: ignore[arg-type]
+            if number == last and output not in here:
+                break
+            tokens = _after_qkv(block, tokens, qkv)
+        else:
+            tokens = block(tokens)
+        found[output] = tokens
+    return {tap: found[tap] for tap in wanted}
+
+
+def _after_qkv(block: Block, tokens: Tensor, qkv: Tensor) -> Tensor:
+    """The rest of a block whose qkv projection (B, N, 3D) has been computed already."""
+    heads = block.attn.num_heads
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    tokens = tokens + block.drop_path1(block.ls1(block.attn.proj(mixed)))
+    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "config_of() admits plain ViTs only"
+    return tensor
