@@ -2,8 +2,8 @@
 
     zoo pretrain tinymim-vit-t data.source=folder:/data/imagenet/train
 
-The teacher is the export of ``zoo pretrain tinymim-vit-s``; its card says with how many relation
-heads its last block was distilled.  Paper (Table 3): 300 epochs, 75.8 % top-1 after fine-tuning.
+The teacher is the export of ``zoo pretrain tinymim-vit-s``; its card records the 16 relation
+heads of its last block.  Paper (Table 3): 300 epochs, 75.8 % top-1 after fine-tuning.
 Hardware, hours and score of ours: not run.
 """
 

@@ -36,9 +36,9 @@ def die_with_parent() -> None:
 class World:
     """This process among its peers."""
 
+    device: torch.device
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
     control: Any = None
     """A gloo group for host-side agreement: it never touches the device's queue."""
 

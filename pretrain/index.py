@@ -33,6 +33,8 @@ from zoo.files import atomic_write
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp")
 """Of a file that counts as an image, in any case."""
 
+KEPT = ".tinyzoo-index.safetensors"
+# A file and not a folder: torchvision's ImageFolder takes every folder for a class.
 _FORMAT = "tinyzoo-index@1"
 
 
@@ -142,19 +144,14 @@ def open_index(root: Path, *, reindex: bool = False) -> ImageIndex:
 
 
 def _cache_places(root: Path) -> list[Path]:
+    """Beside the data; in the user's cache where that cannot be written."""
     digest = hashlib.sha256(os.fsencode(root)).hexdigest()
     elsewhere = Path(user_cache_dir("tinyzoo")) / "indexes" / f"{digest}.safetensors"
-    inside = root / ".tinyzoo"
-    try:
-        # Before the walk: a new folder changes the root's modification time.
-        inside.mkdir(exist_ok=True)
-    except OSError:
-        return [elsewhere]
-    return [inside / "index.safetensors", elsewhere]
+    return [root / KEPT, elsewhere]
 
 
 def save_index(index: ImageIndex, place: Path) -> None:
-    """Keep ``index`` at ``place``, atomically.  Raises DiskError."""
+    """Keep ``index`` at ``place``, atomically.  Raises DiskError, OSError."""
     arrays = {
         "names.blob": index.names.blob,
         "names.ends": index.names.ends,
@@ -164,7 +161,12 @@ def save_index(index: ImageIndex, place: Path) -> None:
         "folder_times": index.folder_times,
     }
     facts = {"format": _FORMAT, "fingerprint": index.fingerprint, "crc32": _checksum(arrays)}
+    inside = place.parent == index.root
+    before = index.root.stat()
     atomic_write(place, save(arrays, metadata=facts))
+    if inside and before.st_mtime_ns == index.folder_times[0]:
+        # Our own file must not make the folder look changed.
+        os.utime(index.root, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def load_index(root: Path, place: Path) -> ImageIndex | None:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from pretrain.checkpoint import TrainState, load_checkpoint, newest_valid, save_checkpoint
-from pretrain.data import Loader, open_source
+from pretrain.data import open_source
 from pretrain.distributed import World, start_world
 from pretrain.index import ImageIndex
+from pretrain.loader import Loader
 from pretrain.log import RunLog
 from pretrain.loop import Job, train
 from pretrain.objective import Objective
@@ -23,9 +24,7 @@ from zoo.card import Card, TeacherRecord
 from zoo.folder import save_model
 
 
-def pretrain(
-    recipe: Recipe, out: Path, *, reindex: bool = False, device: str = "auto"
-) -> Path:
+def pretrain(recipe: Recipe, out: Path, *, reindex: bool = False, device: str = "auto") -> Path:
     """Run a recipe in the folder ``out``, or continue it there; returns the exported model folder.
 
     reindex: walk the whole data set again.  Raises any ZooError; its code is the exit code.
@@ -148,9 +147,7 @@ def _identity(index: ImageIndex, objective: Objective, world: World) -> dict[str
     }
 
 
-def _resume(
-    run: RunFolder, world: World, state: TrainState, identity: dict[str, Any]
-) -> list[str]:
+def _resume(run: RunFolder, world: World, state: TrainState, identity: dict[str, Any]) -> list[str]:
     """Continue from the newest valid checkpoint, if there is any; returns what to tell."""
     said: list[str] = []
     path = world.from_main(newest_valid(run.checkpoints, said.append) if world.is_main else None)

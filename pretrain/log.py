@@ -36,7 +36,9 @@ class Meters:
         self._checksums: list[int] = [earlier["indices"]]
         """One a step, so that steps which did not happen after all can be taken back."""
 
-    def add(self, names: tuple[str, ...], values: Tensor, bad: Tensor, batches: list[Batch]) -> None:
+    def add(
+        self, names: tuple[str, ...], values: Tensor, bad: Tensor, batches: list[Batch]
+    ) -> None:
         """One step.  values: one a name, on the device; not counted where ``bad`` is 1."""
         if not self._names:
             self._names, self._sums = names, torch.zeros_like(values, dtype=torch.float64)

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -170,7 +169,9 @@ def _forward_backward(
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)
         syncs = isinstance(module, DistributedDataParallel) and not is_last
-        quiet = cast(DistributedDataParallel, module).no_sync() if syncs else contextlib.nullcontext()
+        quiet = (
+            cast(DistributedDataParallel, module).no_sync() if syncs else contextlib.nullcontext()
+        )
         with quiet, lost_rank(world):
             with training.autocast(world.device):
                 losses = module(_to_device(batch, world.device))
@@ -182,7 +183,10 @@ def _forward_backward(
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     images, indices, draws, labels, _ = batch
-    moved = (t if t is None else t.to(device, non_blocking=True) for t in (images, indices, draws, labels))
+    moved = (
+        t if t is None else t.to(device, non_blocking=True)
+        for t in (images, indices, draws, labels)
+    )
     return Batch(*moved)  # type: ignore[arg-type]  # without the host-side list of bad images
 
 

@@ -42,7 +42,9 @@ class Optim:
         return self.min_lr + (peak - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def decay_matrices(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[ParamGroup]:
+def decay_matrices(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[ParamGroup]:
     """MAE's and TinyMIM's grouping: biases and norms are not decayed, all else is.
 
     The class token has three dimensions and no skip list: it is decayed, as in both papers' code.

@@ -3,6 +3,7 @@
 A recipe file is a function of its own name that returns a ``Recipe``.
 """
 
+import ast
 import dataclasses
 import difflib
 import importlib.resources
@@ -50,6 +51,16 @@ def list_recipes() -> list[str]:
     files = importlib.resources.files("configs").iterdir()
     names = [f.name for f in files if f.name.endswith(".py") and not f.name.startswith("_")]
     return sorted(name.removesuffix(".py").replace("_", "-") for name in names)
+
+
+def summaries() -> dict[str, str]:
+    """Every shipped recipe's name and the first line of its file's docstring."""
+    folder = importlib.resources.files("configs")
+    found = {}
+    for name in list_recipes():
+        source = (folder / f"{name.replace('-', '_')}.py").read_text()
+        found[name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return found
 
 
 def recipe_function(name: str) -> Callable[[], Recipe]:

@@ -77,7 +77,9 @@ class RunFolder:
         if place.exists():
             free = now.keys() - as_record(recipe, runtime=False).keys()
             earlier = json.loads(place.read_bytes())
-            refuse_changes(self.path, *({k: v for k, v in r.items() if k not in free} for r in (earlier, now)))
+            refuse_changes(
+                self.path, *({k: v for k, v in r.items() if k not in free} for r in (earlier, now))
+            )
         atomic_json(place, now)
 
     @contextlib.contextmanager

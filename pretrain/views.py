@@ -9,10 +9,6 @@ B images, S pixels a side, D draws a sample, each uniform in [0, 1).
 import torch
 from torch import Tensor
 
-from zoo.images import normalise
-
-__all__ = ["FLIP_DRAWS", "TWO_VIEW_DRAWS", "flip", "color_jitter", "two_views", "normalise"]
-
 FLIP_DRAWS = 1
 JITTER_DRAWS = 4
 TWO_VIEW_DRAWS = FLIP_DRAWS + JITTER_DRAWS
@@ -70,7 +66,7 @@ def two_views(
 ) -> tuple[Tensor, Tensor]:
     """The student's and the teacher's view of one crop: the same flip, jitter for the student only.
 
-    (B, 3, S, S) uint8 to two of (B, 3, S, S) float32, normalised with ImageNet's statistics.
+    (B, 3, S, S) uint8 to two of (B, 3, S, S) float32 in [0, 1]: each network normalises its own.
     ``draws_BD``: ``TWO_VIEW_DRAWS`` or more a sample.
     """
     clean = flip(images, draws_BD[:, 0]) / 255

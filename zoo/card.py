@@ -100,7 +100,9 @@ def readme(card: Card, architecture: str, parameters: int) -> str:
         license_link="zoo.json",
         model_name=card.name,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(_paragraphs(card, architecture, parameters))
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(
+        _paragraphs(card, architecture, parameters)
+    )
 
 
 def _paragraphs(card: Card, architecture: str, parameters: int) -> list[str]:

@@ -104,9 +104,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             temp.mkdir()
             yield temp
-            for file in temp.iterdir():
-                file.chmod(0o666 & ~_umask())  # safetensors writes 0600
-                sync_file(file)
+            for place in temp.rglob("*"):
+                if place.is_file():
+                    place.chmod(0o666 & ~_umask())  # safetensors writes 0600
+                sync_file(place)
             sync_folder(temp)
             _swap_in(temp, path)
         except BaseException:

@@ -92,7 +92,10 @@ class Decoder(nn.Module):
         self.enter = nn.Linear(student.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = nn.Sequential(
-            *(Block(width, method.decoder_heads, qkv_bias=True) for _ in range(method.decoder_depth))
+            *(
+                Block(width, method.decoder_heads, qkv_bias=True)
+                for _ in range(method.decoder_depth)
+            )
         )
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.leave = nn.Linear(width, 3 * student.patch**2)

@@ -34,7 +34,9 @@ class TinyMIM:
     jitter: tuple[NotNegative, NotNegative, NotNegative] = (0.4, 0.4, 0.4)
     """Brightness, contrast and saturation of the student's view; the teacher's is clean."""
 
-    def build(self, student: ViTConfig, *, seed: int, device: torch.device) -> "RelationDistillation":
+    def build(
+        self, student: ViTConfig, *, seed: int, device: torch.device
+    ) -> "RelationDistillation":
         teacher = self.teacher.load(student, device)
         return RelationDistillation(student, teacher, self, seed=seed).to(device)
 

@@ -1,5 +1,6 @@
 """Batches: pure functions of the recipe, whatever the workers, the ranks and the moment."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -13,10 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
 from pretrain import data as module
-from pretrain.data import Data, Loader, Order, open_source
+from pretrain import loader as loader_module
+from pretrain.data import Data, Order, open_source
 from pretrain.index import ImageIndex, open_index
+from pretrain.loader import Loader
 from pretrain.objective import Batch
 from zoo.errors import DataError, UsageError, ZooError
 
@@ -238,11 +242,10 @@ def test_a_dead_worker_is_one_clear_error(index: ImageIndex, end: Callable, says
 def test_a_worker_killed_from_outside(index: ImageIndex) -> None:
     batches = iter(loader(index))
     next(batches)
-    victims = module.multiprocessing.active_children()  # type: ignore[attr-defined]
-    os.kill(victims[0].pid, signal.SIGKILL)
+    multiprocessing.active_children()[0].kill()
     with pytest.raises(ZooError, match="SIGKILL"):
         list(batches)
-    assert not module.multiprocessing.active_children()  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
 
 
 def hang(_: np.ndarray) -> torch.Tensor:
@@ -251,8 +254,8 @@ def hang(_: np.ndarray) -> torch.Tensor:
 
 
 def test_hanging_workers_are_given_up(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HANG_SECONDS", 0)
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(loader_module, "HANG_SECONDS", 0)
+    monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.2)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
     with pytest.raises(ZooError, match="gave nothing"):
         list(loader(index, hang))
@@ -261,11 +264,12 @@ def test_hanging_workers_are_given_up(index: ImageIndex, monkeypatch: pytest.Mon
 def test_workers_leave_signals_to_the_training_process(index: ImageIndex) -> None:
     batches = iter(loader(index))
     first = next(batches)
-    for process in module.multiprocessing.active_children():  # type: ignore[attr-defined]
+    for process in multiprocessing.active_children():
+        assert process.pid
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(process.pid, number)
     assert same([first, *batches], list(loader(index)))
-    assert not module.multiprocessing.active_children()  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
@@ -319,9 +323,25 @@ def test_the_ranks_share_every_step(
     assert sorted(seen) == sorted(permutation[: steps * global_batch])
 
 
+@given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(1, 60), st.integers(1, 60)))
+def test_the_crop_is_torchvisions(seed: int, size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    bicubic = v2.InterpolationMode.BICUBIC
+    theirs = v2.RandomResizedCrop(16, (0.2, 1.0), (3 / 4, 4 / 3), interpolation=bicubic)
+    torch.manual_seed(seed)
+    expected = theirs(torch.from_numpy(pixels).permute(2, 0, 1))
+    torch.manual_seed(seed)
+    assert torch.equal(CROP(pixels), expected)
+
+
 def test_sources(index: ImageIndex) -> None:
     assert open_source(f"folder:{index.root}").fingerprint == index.fingerprint
     for wrong in ("wds:x.tar", "folder:", str(index.root)):
         with pytest.raises(UsageError, match="data source") as caught:
             open_source(wrong)
         assert "folder:PATH" in caught.value.fix
+
+
+def test_more_workers_than_cores_is_no_warning(index: ImageIndex) -> None:
+    workers = len(os.sched_getaffinity(0)) + 1
+    assert same(load(index, stop_step=1), load(index, stop_step=1, workers=workers))

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain import index as module
-from pretrain.index import ImageIndex, PackedNames, load_index, open_index, save_index
-from zoo.errors import DataError
+from pretrain.index import KEPT, ImageIndex, PackedNames, load_index, open_index, save_index
+from zoo.errors import DataError, DiskError
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +23,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def walks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The roots walked so far."""
     roots: list[Path] = []
     walk = module._walk
@@ -129,7 +128,7 @@ def test_a_kept_index_is_not_walked_again(tmp_path: Path, walks: list[Path]) -> 
     make(tmp_path, "b/1.jpg", "a/1.jpg", "a/2.jpg")
     first, second = open_index(tmp_path), open_index(tmp_path)
     assert len(walks) == 1
-    assert (tmp_path / ".tinyzoo" / "index.safetensors").is_file()
+    assert (tmp_path / KEPT).is_file()
     assert names(first) == names(second)
     assert first.classes == second.classes
     assert first.fingerprint == second.fingerprint
@@ -193,7 +192,7 @@ def test_a_damaged_index_is_walked_again(
 ) -> None:
     make(tmp_path, "a/1.jpg", "a/2.jpg")
     before = open_index(tmp_path)
-    place = tmp_path / ".tinyzoo" / "index.safetensors"
+    place = tmp_path / KEPT
     content = place.read_bytes()
     if damage == "cut":
         place.write_bytes(content[:-3])
@@ -219,25 +218,25 @@ def test_a_read_only_root_is_kept_in_the_users_cache(
     tmp_path: Path, cache: Path, walks: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path, "a/1.jpg")
-    mkdir = Path.mkdir
+    write = module.atomic_write
 
-    def refuse(self: Path, *args, **kwargs) -> None:  # root writes through chmod
-        if self.name == ".tinyzoo":
-            raise PermissionError(13, "Permission denied")
-        mkdir(self, *args, **kwargs)
+    def refuse(path: Path, data: bytes) -> None:  # root writes through chmod
+        if path.parent == tmp_path:
+            raise DiskError("the place cannot be written to")
+        write(path, data)
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(module, "atomic_write", refuse)
     for _ in range(2):
         assert names(open_index(tmp_path)) == ["a/1.jpg"]
     assert len(walks) == 1
     assert [place.suffix for place in (cache / "indexes").iterdir()] == [".safetensors"]
-    assert not (tmp_path / ".tinyzoo").exists()
+    assert not (tmp_path / KEPT).exists()
 
 
 def test_no_place_to_keep_it_is_no_error(
     tmp_path: Path, cache: Path, walks: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path, "a/1.jpg", ".tinyzoo/index.safetensors/in the way")
+    make(tmp_path, "a/1.jpg", f"{KEPT}/in the way")
     monkeypatch.setattr(module, "user_cache_dir", lambda _: "/dev/null/cache")
     for _ in range(2):
         assert names(open_index(tmp_path)) == ["a/1.jpg"]

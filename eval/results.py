@@ -1,0 +1,63 @@
+"""One result: a value with all that it depends on, in a file of its own.
+
+Tables are made from these files.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.files import atomic_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """A score, its protocol and its evidence."""
+
+    protocol: str
+    """Name and version, such as ``knn@1``."""
+    model: str
+    model_digest: str
+    metric: str
+    value: float
+    """Accuracies in percent."""
+    standard_error: float
+    """Of ``value``, over the samples."""
+    samples: int
+    """How many were scored: all of them, none twice."""
+    transform: dict[str, Any]
+    """Preprocessing as resolved."""
+    settings: dict[str, Any]
+    """The protocol's own."""
+    data_fingerprint: str
+    dtype: str
+    seconds: float
+    code_version: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def line(self) -> str:
+        return (
+            f"{self.model}  {self.protocol} ({', '.join(map(_setting, self.settings.items()))})  "
+            f"{self.metric} {self.value:.2f} ± {self.standard_error:.2f} %  n = {self.samples:,}"
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write ``folder/<protocol>-<key>.json``, where the key is all that the value depends on.
+
+        The same evaluation again replaces its file.  Raises DiskError.
+        """
+        parts = [self.model_digest, self.protocol, self.transform, self.settings]
+        text = json.dumps([*parts, self.data_fingerprint, self.dtype], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path = folder / f"{self.protocol.replace('@', '-v')}-{key}.json"
+        atomic_json(path, self.as_dict())
+        return path
+
+
+def _setting(item: tuple[str, Any]) -> str:
+    return f"{item[0]} {item[1]}"

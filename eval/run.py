@@ -1,0 +1,106 @@
+"""``zoo eval``: a model, a benchmark, a data folder; a result."""
+
+import importlib.metadata
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from eval.probe import KNN, Pooling, accuracy, extract, knn_predict
+from eval.results import Result
+from pretrain.index import ImageIndex, open_index
+from pretrain.launch import environment
+from zoo.errors import DataError, UsageError
+from zoo.folder import Model, load_model
+from zoo.hub import locate
+
+
+def evaluate(
+    model: str,
+    benchmark: str,
+    data: Path,
+    *,
+    pooling: str = "cls",
+    workers: int = 2,
+    device: str = "auto",
+    results: Path | None = None,
+) -> Result:
+    """Score a model (folder, Hub or timm name); the result is also written below ``results``.
+
+    Raises UsageError, DataError, IntegrityError.
+    """
+    if benchmark != "knn":
+        raise UsageError(f"no benchmark is called {benchmark!r}", fix="choose one of: knn")
+    if pooling not in ("cls", "mean"):
+        raise UsageError(f"no pooling is called {pooling!r}", fix="choose one of: cls, mean")
+    place = torch.device(_device(device))
+    loaded = load_model(locate(model))
+    knn = KNN(pooling=cast(Pooling, pooling))
+    result = score_knn(loaded, data, knn=knn, workers=workers, device=place)
+    if results is not None:
+        result.save(results)
+    return result
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def score_knn(model: Model, data: Path, *, knn: KNN, workers: int, device: torch.device) -> Result:
+    """kNN accuracy on ``data/val`` with ``data/train`` as the memory.  Raises DataError."""
+    started = time.perf_counter()
+    train, val = open_split(data)
+    features = [
+        extract(model, index, pooling=knn.pooling, device=device, workers=workers)
+        for index in (train, val)
+    ]
+    train_labels, labels = (_labels(index) for index in (train, val))
+    predictions = knn_predict(
+        features[0], train_labels, features[1], classes=len(train.classes), knn=knn
+    )
+    value, error = accuracy(predictions, labels)
+    return Result(
+        protocol=KNN.protocol,
+        model=model.name,
+        model_digest=model.digest,
+        metric="top-1",
+        value=value,
+        standard_error=error,
+        samples=len(val),
+        transform=asdict(model.preprocess),
+        settings=asdict(knn),
+        data_fingerprint=f"{train.fingerprint}+{val.fingerprint}",
+        dtype="float32",
+        seconds=round(time.perf_counter() - started, 2),
+        code_version=f"tinyzoo {importlib.metadata.version('tinyzoo')}",
+        environment=environment(),
+    )
+
+
+def open_split(data: Path) -> tuple[ImageIndex, ImageIndex]:
+    """``train/`` and ``val/`` with the same class folders.  Raises DataError."""
+    for name in ("train", "val"):
+        if not (data / name).is_dir():
+            raise DataError(
+                f"there is no {name}/ folder",
+                where=str(data),
+                fix="give a folder that holds train/<class>/ and val/<class>/",
+            )
+    train, val = open_index(data / "train"), open_index(data / "val")
+    if not train.classes or train.classes != val.classes:
+        only = sorted(set(train.classes) ^ set(val.classes))
+        raise DataError(
+            "train/ and val/ do not hold the same class folders"
+            if train.classes
+            else "the images lie in no class folders",
+            where=f"{data}: " + (f"only in one of them: {', '.join(only[:10])}" if only else ""),
+            fix="give a folder that holds train/<class>/ and val/<class>/",
+        )
+    return train, val
+
+
+def _labels(index: ImageIndex) -> torch.Tensor:
+    assert index.labels is not None
+    return torch.from_numpy(index.labels).long()

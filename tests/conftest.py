@@ -1,0 +1,27 @@
+"""What every test stands on: no network, one thread, a cache folder of its own."""
+
+import os
+
+# Before anything imports the Hub client, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+from photos import make_photos
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    os.environ["HF_HOME"] = str(cache / "huggingface")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 small JPEGs in three class folders."""
+    return make_photos(tmp_path_factory.mktemp("photos"))

@@ -1,0 +1,73 @@
+"""kill -9 at random moments changes nothing: not a bit of the weights, not a digit of the log."""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+from runs import TINY_MAE, Run, outcome, run, words
+
+KILLS = int(os.environ.get("TINYZOO_KILLS", "20"))
+
+
+def kill_until_done(command: list[str], *, kills: int, ranks: int, duration: float) -> int:
+    """Kill the run ``kills`` times at random moments, then let it finish; returns how often.
+
+    It may come through before the last kill: then there were fewer.
+    """
+    rng = random.Random(kills + ranks)
+    for number in range(kills):
+        started = Run(command, ranks=ranks)
+        time.sleep(rng.uniform(0.1, 0.9) * duration)
+        if not started.running:
+            assert set(started.wait()) == {0}
+            return number
+        started.kill(rank=rng.randrange(ranks))
+    assert set(run(command, ranks=ranks)) == {0}
+    return kills
+
+
+def assert_survives(
+    photos: Path, folder: Path, *, kills: int, ranks: int = 1, workers: int = 0
+) -> None:
+    settings = {**TINY_MAE, "data.workers": str(workers), "training.optim.ema_decay": "0.9"}
+    undisturbed = words("mae-vit-t", photos, folder / "undisturbed", settings)
+    run(words("mae-vit-t", photos, folder / "warm-up", settings))  # the first fork imports
+    began = time.monotonic()
+    assert set(run(undisturbed, ranks=ranks)) == {0}
+    duration = time.monotonic() - began
+    expected = outcome(folder / "undisturbed")
+    assert [row["step"] for row in expected["log"]] == [3, 6, 9, 12, 14]
+    killed = 0
+    for trial in range(4 * kills):
+        out = folder / f"killed-{trial}"
+        command = words("mae-vit-t", photos, out, settings)
+        killed += kill_until_done(command, kills=kills - killed, ranks=ranks, duration=duration)
+        assert outcome(out) == expected
+        if killed == kills:
+            return
+    raise AssertionError(f"only {killed} of {kills} kills hit a living run")
+
+
+@pytest.mark.parametrize(("kills", "workers"), [(2, 0), (1, 2)])
+def test_killed_runs_end_bit_identical(
+    photos: Path, tmp_path: Path, kills: int, workers: int
+) -> None:
+    assert_survives(photos, tmp_path, kills=kills, workers=workers)
+
+
+def test_killed_rank_leaves_no_orphan_and_the_same_bits(photos: Path, tmp_path: Path) -> None:
+    assert_survives(photos, tmp_path, kills=1, ranks=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_kills(photos: Path, tmp_path: Path, workers: int) -> None:
+    assert_survives(photos, tmp_path, kills=KILLS, workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_kills_of_ranks(photos: Path, tmp_path: Path, workers: int) -> None:
+    assert_survives(photos, tmp_path, kills=max(5, KILLS // 4), ranks=2, workers=workers)

@@ -1,0 +1,149 @@
+"""The front door.  Each verb imports its room when it is called: ``--help`` loads no torch."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from zoo.errors import Exit, UsageError, ZooError
+
+app = typer.Typer(
+    name="zoo",
+    help="Small vision transformers that learn from big ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE…", help="For example training.epochs=100."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE]")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+    show: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
+    reindex: Annotated[bool, typer.Option(help="Walk the whole data set again.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a checkpoint by a recipe; the same command continues an interrupted run."""
+    from pretrain.recipe import as_record, find_recipe, list_recipes, summaries
+
+    if list_:
+        _print(summaries() if json_ else _lines(summaries()), json_)
+        return
+    if not recipe:
+        raise UsageError(
+            "which recipe?", where="zoo pretrain RECIPE", fix=f"one of: {', '.join(list_recipes())}"
+        )
+    resolved = find_recipe(recipe, overrides or [])
+    folder = out or Path("runs") / resolved.name
+    if show:
+        record = as_record(resolved)
+        _print(record if json_ else _lines(record), json_)
+    elif nproc > 1:
+        from pretrain.ranks import start_ranks
+
+        start_ranks(nproc, sys.argv[1:], folder)
+    else:
+        from pretrain.launch import pretrain as run
+
+        export = run(resolved, folder, reindex=reindex, device=device)
+        if int(os.environ.get("RANK", "0")) == 0:
+            _print({"export": str(export)} if json_ else f"model folder: {export}", json_)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, hf-hub:org/name or timm name.")],
+    benchmark: Annotated[str, typer.Argument(help="knn")],
+    data: Annotated[Path, typer.Option(help="Folder with train/ and val/ class folders.")],
+    pooling: Annotated[str, typer.Option(help="cls, or mean (of the patch tokens).")] = "cls",
+    out: Annotated[Path, typer.Option(help="Where the result file goes.")] = Path("results"),
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a model."""
+    from eval.run import evaluate as run
+
+    result = run(
+        model, benchmark, data, pooling=pooling, workers=workers, device=device, results=out
+    )
+    _print(result.as_dict() if json_ else result.line(), json_)
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Your own class folders.  [default: drawn images]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a teacher, distil a student from it, and show what it learned.  CPU, some minutes."""
+    from eval.demo import run_demo
+
+    report = run_demo(out, data=data)
+    _print(report.as_dict() if json_ else report.text(), json_)
+
+
+def _lines(values: dict[str, Any]) -> str:
+    width = max(map(len, values))
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
+
+
+def _print(value: Any, as_json: bool) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else value)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; the exit code says what happened (see ``zoo.errors.Exit``)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(words, standalone_mode=False)
+    except (typer.Exit, typer.Abort) as stop:
+        sys.exit(getattr(stop, "exit_code", Exit.USAGE))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:  # piped into head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        sys.exit(_explain(error, words))
+    sys.exit(Exit.DONE)
+
+
+def _explain(error: Exception, words: list[str]) -> int:
+    """Print an error as the reader asked for it; returns its exit code."""
+    if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's usage errors
+        error = UsageError(error.format_message(), fix="zoo --help, or zoo VERB --help")  # type: ignore[attr-defined]
+    if "--debug" in words:
+        traceback.print_exception(error)
+    if not isinstance(error, ZooError):
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        error = ZooError(
+            f"unexpected: {what}", where="a bug in tinyzoo", fix="repeat with --debug and report it"
+        )
+    if "--json" in words:
+        print(json.dumps(error.as_dict()))
+    print(f"error: {error}", file=sys.stderr)
+    return int(error.code)
