@@ -61,9 +61,13 @@ def _stack(samples: list[Tensor | ZooError]) -> tuple[Tensor | None, list[ZooErr
     return (None if bad else torch.stack(good)), bad
 
 
-def _batches(
-    index: ImageIndex, preprocess: Preprocess, batch: int, workers: int
+def images_of(
+    index: ImageIndex, preprocess: Preprocess, *, batch: int = 64, workers: int = 0
 ) -> Iterator[Tensor]:
+    """Batches (B, 3, S, S) uint8 of all images, in the index's order.
+
+    Raises DataError with the list of images that cannot be read.
+    """
     bad: list[ZooError] = []
     loader = DataLoader(
         EvalImages(index, preprocess),
@@ -103,7 +107,7 @@ def extract(
     vit = model.vit.to(device).eval().float()
     tap = Tap(model.last_trained_block, "block")
     parts = []
-    for images in _batches(index, model.preprocess, batch, workers):
+    for images in images_of(index, model.preprocess, batch=batch, workers=workers):
         inputs = normalise(images.to(device) / 255, model.preprocess.mean, model.preprocess.std)
         tokens = vit.norm(taps(vit, inputs, [tap])[tap])
         pooled = tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(1)

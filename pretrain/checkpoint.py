@@ -98,9 +98,7 @@ def save_checkpoint(folder: Path, state: TrainState, *, keep: int) -> Path:
             plain = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
             save_file(plain, temp / f"{name}.safetensors")
         atomic_json(temp / _STATE, {"step": state.step, "notes": state.notes})
-        written = sorted(temp.iterdir())
-        manifest = {f.name: {"sha256": sha256_of(f), "size": f.stat().st_size} for f in written}
-        atomic_json(temp / _MANIFEST, manifest)
+        atomic_json(temp / _MANIFEST, _manifest(temp))
     for old in _newest_first(folder)[keep:]:
         shutil.rmtree(old)
     return final
@@ -135,18 +133,21 @@ def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(file for file in folder.iterdir() if file.name != _MANIFEST)
+    return {f.name: {"sha256": sha256_of(f), "size": f.stat().st_size} for f in files}
+
+
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        for name, record in manifest.items():
-            if sha256_of(path / name) != record["sha256"]:
-                return f"{name} has other bytes than were written"
-        if _STATE not in manifest or "model.safetensors" not in manifest:
-            return "its manifest is incomplete"
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        stated, found = json.loads((path / _MANIFEST).read_bytes()), _manifest(path)
+        for name in sorted(stated.keys() | found.keys()):
+            if name not in found:
+                return f"{name} is missing"
+            if stated.get(name) != found[name]:
+                return f"{name} has other bytes than its manifest states"
+    except (OSError, ValueError, AttributeError) as error:
         return f"unreadable: {error}"
     return None
 

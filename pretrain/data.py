@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pretrain.index import ImageIndex, open_index
 from pretrain.objective import Batch
+from pretrain.optim import Positive
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.images import read_image
 
@@ -29,6 +30,7 @@ Transform = Callable[[np.ndarray], Tensor]
 """(H, W, 3) uint8 to (3, S, S) uint8; may draw from torch's, numpy's and ``random``'s defaults."""
 
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 MAX_ATTEMPTS = 16
 """How many images in a row may be bad before the data set is called broken."""
@@ -61,14 +63,25 @@ class Data:
 
     source: str
     """``folder:PATH``: image files in class folders at any depth, or flat and unlabelled."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
     """Smallest and largest share of the image's area."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Smallest and largest width over height."""
     workers: Count = field(default=4, metadata={"runtime": True})
     """Processes that decode, on each rank; 0 decodes in the training process."""
-    max_bad: Count = 100
+    max_bad: Count = field(default=100, metadata={"runtime": True})
     """Unreadable images after which the run stops."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a range that is none."""
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise UsageError(
+                    f"{name} runs from {low} down to {high}",
+                    where=f"data.{name}",
+                    fix="write the smaller number first",
+                )
 
     def crop(self, image_size: int) -> RandomCrop:
         """The sample transform of a recipe that brings none.  ``image_size`` in pixels."""

@@ -8,7 +8,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from pretrain.checkpoint import TrainState, load_checkpoint, newest_valid, save_checkpoint
+from pretrain.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    newest_valid,
+    read_notes,
+    save_checkpoint,
+)
 from pretrain.data import open_source
 from pretrain.distributed import World, start_world
 from pretrain.index import ImageIndex
@@ -17,7 +23,7 @@ from pretrain.log import RunLog
 from pretrain.loop import Job, train
 from pretrain.objective import Objective
 from pretrain.optim import WeightAverage, build_optimizer
-from pretrain.recipe import Recipe, as_record
+from pretrain.recipe import Recipe, as_record, differences
 from pretrain.run import RunFolder, refuse_changes
 from pretrain.signals import StopSignals
 from zoo.card import Card, TeacherRecord
@@ -38,19 +44,20 @@ def pretrain(recipe: Recipe, out: Path, *, reindex: bool = False, device: str = 
 
 
 def _run(recipe: Recipe, run: RunFolder, world: World, *, reindex: bool) -> Path:
-    with run.report_exit(world):
+    with run.report_exit(world) as progress:
         if world.is_main:
             run.admit(recipe)
         index = _open_data(recipe, world, reindex)
         objective = recipe.method.build(
             recipe.student, seed=recipe.training.seed, device=world.device
         )
-        state = _new_state(objective, recipe)
+        progress.state = state = _new_state(objective, recipe)
         with StopSignals() as signals:
             job = _job(recipe, run, world, index, objective, state, signals)
             try:
                 train(objective, job)
             finally:
+                job.batches.close()
                 job.log.close()
         if world.is_main:
             _export(recipe, run, index, objective, state)
@@ -151,15 +158,16 @@ def _resume(run: RunFolder, world: World, state: TrainState, identity: dict[str,
     """Continue from the newest valid checkpoint, if there is any; returns what to tell."""
     said: list[str] = []
     path = world.from_main(newest_valid(run.checkpoints, said.append) if world.is_main else None)
-    state.notes["identity"] = identity
-    if path is None:
-        return said
-    load_checkpoint(path, state)
-    refuse_changes(run.path, state.notes["identity"], identity)
-    threads = torch.get_num_threads()
-    if state.notes.setdefault("threads", threads) != threads:
-        said.append(f"{threads} CPU threads, earlier {state.notes['threads']}: bits may differ")
-    said.append(f"continuing from step {state.step}")
+    now = environment()
+    if path is not None:
+        _, notes = read_notes(path)
+        refuse_changes(run.path, notes["identity"], identity)
+        load_checkpoint(path, state)
+        changed = differences(notes["environment"], now)
+        if changed:
+            said.append("bits may differ from those of an undisturbed run: " + "; ".join(changed))
+        said.append(f"continuing from step {state.step}")
+    state.notes |= {"identity": identity, "environment": now}
     return said
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -78,7 +78,7 @@ class Loader:
         """Micro-batches a step."""
         return self.order.accumulate
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         iterator = self._start()
         processes = getattr(iterator, "_workers", [])
         # Workers ignore SIGTERM: without this, one that hangs would hold up our own exit.

@@ -6,7 +6,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from rich.console import Console
@@ -42,7 +42,8 @@ class Meters:
         """One step.  values: one a name, on the device; not counted where ``bad`` is 1."""
         if not self._names:
             self._names, self._sums = names, torch.zeros_like(values, dtype=torch.float64)
-        self._sums = self._sums.to(values.device) + torch.where(bad > 0, 0.0, values.double())
+        counted = values.double().masked_fill(bad > 0, 0.0)
+        self._sums = self._sums.to(values.device) + counted
         checksum = self._checksums[-1]
         for batch in batches:
             checksum = zlib.crc32(batch.indices.numpy().tobytes(), checksum)
@@ -84,9 +85,8 @@ class RunLog:
             return
         self.path = folder / "log.jsonl"
         with disk_errors(self.path):
-            self.path.touch()
-            os.truncate(self.path, min(offset, self.path.stat().st_size))
-            self._file = self.path.open("a")
+            self._file = self.path.open("a+b")
+            _keep_rows(self._file, offset)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._batch = batch
         self._last = (step, time.perf_counter())
@@ -119,11 +119,11 @@ class RunLog:
         row = {"step": step, **values, "images_per_second": round(rate, 1)}
         row["seconds"] = round(now - self._started, 2)
         with disk_errors(self.path):
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self._file.flush()
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(f"train/{name}", value, step)
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(f"train/{name}", value, step)
         text = f"loss {row['total']:.4f} · {rate:,.0f} images/s"
         self._progress.update(self._task, completed=step, speed=text)
 
@@ -159,6 +159,12 @@ class RunLog:
             self._progress.stop()
             self._file.close()
             self._board.close()
+
+
+def _keep_rows(file: BinaryIO, offset: int) -> None:
+    """Cut a log to the whole rows of its first ``offset`` bytes; it may hold fewer."""
+    file.seek(0)
+    file.truncate(file.read(offset).rfind(b"\n") + 1)
 
 
 def _known_bad(path: Path) -> set[int]:

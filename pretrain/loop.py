@@ -6,7 +6,7 @@ A step reads: batch → losses → backward → check → clip → step → log 
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
@@ -73,7 +73,7 @@ class Job:
     training: Training
     world: World
     state: TrainState
-    batches: Iterator[Batch]
+    batches: Generator[Batch, None, None]
     """Micro-batches, already at ``state.step``."""
     accumulate: int
     """Micro-batches a step."""
@@ -87,6 +87,18 @@ class Job:
     """A sample's index to its file, for the quarantine list."""
     max_bad: int = 100
 
+    @property
+    def done(self) -> bool:
+        return self.state.step == self.steps
+
+    def lr_at(self, step: int) -> float:
+        return self.training.optim.lr_at(
+            step,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            global_batch=self.training.global_batch,
+        )
+
 
 def train(objective: Objective, job: Job) -> None:
     """Run from ``job.state.step`` to the end.
@@ -99,16 +111,10 @@ def train(objective: Objective, job: Job) -> None:
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     guard = FiniteGuard(world, state.optimizer)
     meters = Meters(state.notes.get("meters"))
-    agreement = Agreement(world, size=3)
-    saved_at = time.monotonic()
+    watch = Watch(job)
 
     for step in range(state.step, job.steps):
-        lr = training.optim.lr_at(
-            step,
-            steps=job.steps,
-            warmup_steps=job.warmup_steps,
-            global_batch=training.global_batch,
-        )
+        lr = job.lr_at(step)
         set_lr(state.optimizer, lr)
         seed_step(training.seed, step, world)
         batches = list(itertools.islice(job.batches, job.accumulate))
@@ -125,28 +131,17 @@ def train(objective: Objective, job: Job) -> None:
         meters.add((*losses, "grad_norm"), guard.seen, guard.bad, batches)
         job.log.advance(state.step)
 
-        new_bad = sum(job.log.quarantine(batch, job.describe) for batch in batches)
-        due = world.is_main and _minutes_due(training, saved_at)
-        stop, save_now, bad_images = agreement.exchange(job.signals.received, due, new_bad)
-        save_now = save_now or state.step % training.save_every_steps == 0
-        last = state.step == job.steps
-        if state.step % training.log_every_steps == 0 or last:
+        save_due = watch.look(batches)
+        if state.step % training.log_every_steps == 0 or job.done:
             _stop_if_diverged(guard, meters, job)
             job.log.row(state.step, {**meters.row(), "lr": lr})
             meters = Meters()
-        _stop_if_too_many_bad(bad_images, job)
-        if stop or save_now or last:
+        if save_due:
             _stop_if_diverged(guard, meters, job)
             state.notes["meters"] = meters.as_notes()
             job.save()
-            saved_at = time.monotonic()
-        if stop and not last:
-            raise PreemptedError(
-                "stopped by a signal; the state is saved",
-                where=f"step {state.step} of {job.steps}",
-                fix="run the same command again to continue",
-            )
-    agreement.settle()
+        watch.stop_if_asked()
+    watch.close()
 
 
 def _wrap(objective: Objective, training: Training, world: World) -> nn.Module:
@@ -223,8 +218,8 @@ class FiniteGuard:
             self.world.sum_(values)
         self.seen = torch.cat([values, norm.detach().float().reshape(1)])
         finite = torch.isfinite(self.seen).all()
-        first = ~finite & (self.bad == 0)
-        self.bad_step.copy_(torch.where(first, step, self.bad_step))
+        # masked_fill_ takes a number without sending it to the device, which would wait for it.
+        self.bad_step.masked_fill_(~finite & (self.bad == 0), step)
         self.bad.copy_(torch.maximum(self.bad, (~finite).float()))
 
 
@@ -244,17 +239,59 @@ def _stop_if_diverged(guard: FiniteGuard, meters: Meters, job: Job) -> None:
     )
 
 
-def _stop_if_too_many_bad(new: int, job: Job) -> None:
-    seen = job.state.notes.get("bad_images", 0) + new
-    job.state.notes["bad_images"] = seen
-    if seen > job.max_bad:
-        raise DataError(
-            f"{seen} images could not be read; the limit is {job.max_bad}",
-            where="the run folder's quarantine.jsonl lists them",
-            fix="repair or remove them, or raise data.max_bad",
-        )
+class Watch:
+    """What may save or stop a run beside its steps: the clock, signals, unreadable images.
 
+    All ranks learn of it in the same step, and so decide alike.
+    """
 
-def _minutes_due(training: Training, saved_at: float) -> bool:
-    minutes = training.save_every_minutes
-    return minutes is not None and time.monotonic() - saved_at > 60 * minutes
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._agreement = Agreement(job.world, size=3)
+        self._bad_images = len(job.log.bad)
+        self._stop = False
+        self._saved_at = time.monotonic()
+        self._asked = False
+
+    def look(self, batches: list[Batch]) -> bool:
+        """Take note after a step; whether a checkpoint is due now."""
+        job, step = self.job, self.job.state.step
+        new_bad = sum(job.log.quarantine(batch, job.describe) for batch in batches)
+        # Asked once: among several ranks the answer comes a step later.
+        ask = job.world.is_main and not self._asked and self._minutes_over()
+        self._asked |= ask
+        signal, minutes, bad = self._agreement.exchange(job.signals.received, ask, new_bad)
+        self._stop = bool(signal)
+        self._bad_images += bad
+        every = job.training.save_every_steps
+        due = bool(minutes) or step % every == 0 or self._stop or self._too_many or job.done
+        if due:
+            self._saved_at, self._asked = time.monotonic(), False
+        return due
+
+    def stop_if_asked(self) -> None:
+        """Raise what stops the run; its state has been saved."""
+        job = self.job
+        if self._too_many:
+            raise DataError(
+                f"{self._bad_images} images could not be read; the limit is {job.max_bad}",
+                where="the run folder's quarantine.jsonl lists them",
+                fix="raise data.max_bad to continue, or repair them and start anew (--out)",
+            )
+        if self._stop and not job.done:
+            raise PreemptedError(
+                "stopped by a signal; the state is saved",
+                where=f"step {job.state.step} of {job.steps}",
+                fix="run the same command again to continue",
+            )
+
+    def close(self) -> None:
+        self._agreement.settle()
+
+    @property
+    def _too_many(self) -> bool:
+        return self._bad_images > self.job.max_bad
+
+    def _minutes_over(self) -> bool:
+        minutes = self.job.training.save_every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes

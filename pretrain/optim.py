@@ -89,12 +89,12 @@ class WeightAverage:
     def __init__(self, named: dict[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.averages = {name: p.detach().clone() for name, p in named.items()}
-        self._live = list(named.values())
+        self._live: list[Tensor] = list(named.values())
 
     @torch.no_grad()
     def update(self, bad: Tensor) -> None:
         """One step.  bad: scalar 0 or 1 on the device; 1 leaves the average as it is."""
         averages = list(self.averages.values())
-        change = torch._foreach_sub(self._live, averages)
-        torch._foreach_mul_(change, (1 - bad) * (1 - self.decay))
-        torch._foreach_add_(averages, change)
+        change = torch._foreach_sub(self._live, averages)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(change, (1 - bad) * (1 - self.decay))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(averages, change)  # pyright: ignore[reportPrivateImportUsage]

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zoo.errors import Exit, ZooError
+from pretrain.distributed import die_with_parent
+from pretrain.run import RunFolder
+from zoo.errors import Exit, LostRankError, ZooError
 
 
 def start_ranks(nproc: int, words: list[str], folder: Path) -> None:
@@ -15,13 +17,22 @@ def start_ranks(nproc: int, words: list[str], folder: Path) -> None:
 
     torchrun exits with 1 whatever happened; the ranks leave the reason in ``exit.json``.
     """
+    run = RunFolder(folder)
+    with run.hold():  # a folder in use is refused at once, and in our own words
+        run.exit.unlink(missing_ok=True)
     own = _without_nproc(words)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc)), **os.environ}
-    child = subprocess.Popen([*command, str(nproc), "-m", "zoo", *own], env=environment)
+    child = subprocess.Popen(
+        [*command, str(nproc), "-m", "zoo", *own],
+        env=environment,
+        # Ctrl-C reaches us alone, and each rank once: a third signal would end it unsaved.
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
     handlers = {
-        number: signal.signal(number, lambda n, _: child.send_signal(n))
-        for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda *_: child.send_signal(signal.SIGTERM))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     }
     try:
         code = child.wait()
@@ -30,7 +41,7 @@ def start_ranks(nproc: int, words: list[str], folder: Path) -> None:
             signal.signal(number, handler)
     if code == 0:
         return
-    raise _reason(folder / "exit.json", code)
+    raise _reason(run.exit, code)
 
 
 def _without_nproc(words: list[str]) -> list[str]:
@@ -50,5 +61,9 @@ def _reason(place: Path, code: int) -> ZooError:
         )
         error.code = Exit(outcome["code"])
     except (OSError, ValueError, KeyError):
-        return ZooError(f"the ranks ended with code {code} and left no reason", where=str(place))
+        return LostRankError(
+            f"the ranks ended with code {code} before they could say why",
+            where=str(place.parent),
+            fix="look for what ended them above; the same command continues",
+        )
     return error

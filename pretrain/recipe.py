@@ -10,7 +10,7 @@ import importlib.resources
 import importlib.util
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -99,7 +99,7 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises UsageError.
     """
-    recipe = recipe_function(name)()
+    texts = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -108,37 +108,51 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
                 where=f"recipe {name}",
                 fix="for example training.epochs=100",
             )
-        recipe = _replace(recipe, key.split("."), text, key)
+        texts[key] = text
+    recipe = _replace(recipe_function(name)(), [(key.split("."), key) for key in texts], texts)
     _check(recipe)
     return recipe
 
 
-def _replace(owner: Any, path: list[str], text: str, key: str) -> Any:
+def _replace(owner: Any, keys: list[tuple[list[str], str]], texts: Mapping[str, str]) -> Any:
+    """``owner`` with these fields, given as (path from here, whole key), made anew.
+
+    All at once: sizes that fit together need not fit what they replace one by one.
+    """
+    changed: dict[str, Any] = {}
+    below: dict[str, list[tuple[list[str], str]]] = {}
+    for (name, *rest), key in keys:
+        kind = _field(owner, [name, *rest], key)
+        value = getattr(owner, name)
+        if rest and dataclasses.is_dataclass(value):
+            below.setdefault(name, []).append((rest, key))
+        elif rest:
+            raise UsageError(
+                f"{key.removesuffix('.' + '.'.join(rest))!r} has no parts: {rest} leads nowhere",
+                where=f"override {key}={texts[key]}",
+                fix="correct the key",
+            )
+        elif dataclasses.is_dataclass(value):
+            parts = ", ".join(f"{key}.{k}" for k, _ in flatten(value))
+            raise UsageError(f"{key!r} has parts", where=parts, fix="override one of them")
+        else:
+            changed[name] = _parse(kind, texts[key], key)
+    for name, deeper in below.items():
+        changed[name] = _replace(getattr(owner, name), deeper, texts)
+    return dataclasses.replace(owner, **changed)
+
+
+def _field(owner: Any, path: list[str], key: str) -> Any:
+    """The type of the field that the path begins with.  Raises UsageError for an unknown one."""
     fields = _fields(owner)
-    name, *rest = path
-    if name not in fields:
-        valid = [k for k, _ in flatten(owner)]
-        prefix = key.removesuffix(".".join(path))
+    if path[0] not in fields:
+        valid = [k for k, _ in flatten(owner, key.removesuffix(".".join(path)))]
         raise UsageError(
-            f"unknown recipe key {key!r}" + _did_you_mean(".".join(path), valid),
-            where=f"valid keys here: {', '.join(prefix + k for k in valid)}",
+            f"unknown recipe key {key!r}" + _did_you_mean(key, valid),
+            where=f"valid keys here: {', '.join(valid)}",
             fix="correct the key",
         )
-    value = getattr(owner, name)
-    if rest and dataclasses.is_dataclass(value):
-        new = _replace(value, rest, text, key)
-    elif rest:
-        raise UsageError(
-            f"{key.removesuffix('.' + '.'.join(rest))!r} has no parts: {rest} leads nowhere",
-            where=f"override {key}={text}",
-            fix="correct the key",
-        )
-    elif dataclasses.is_dataclass(value):
-        parts = ", ".join(f"{key}.{k}" for k, _ in flatten(value))
-        raise UsageError(f"{key!r} has parts", where=parts, fix="override one of them")
-    else:
-        new = _parse(fields[name], text, key)
-    return dataclasses.replace(owner, **{name: new})
+    return fields[path[0]]
 
 
 def _parse(kind: Any, text: str, key: str) -> Any:

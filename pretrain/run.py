@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pretrain.checkpoint import TrainState
 from pretrain.distributed import World
 from pretrain.recipe import Recipe, as_record, differences
 from zoo.errors import Exit, UsageError, ZooError
@@ -51,7 +52,7 @@ class RunFolder:
         The kernel frees the lock however the holder ends.
         """
         with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             sweep(self.path)
         owner = self.path / "owner.json"
         lock = FileLock(self.path / ".lock")
@@ -70,6 +71,16 @@ class RunFolder:
         finally:
             lock.release()
 
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(
+                "a file stands where the run's folder should be",
+                where=str(error.filename),
+                fix="choose another folder with --out",
+            ) from error
+
     def admit(self, recipe: Recipe) -> None:
         """Record the recipe, or refuse one that differs from what the folder was made with."""
         place = self.path / "recipe.json"
@@ -83,29 +94,44 @@ class RunFolder:
         atomic_json(place, now)
 
     @contextlib.contextmanager
-    def report_exit(self, world: World) -> Iterator[None]:
+    def report_exit(self, world: World) -> Iterator["Progress"]:
         """Write ``exit.json`` however the block ends: torchrun itself always exits with 1.
 
         The first rank to fail for a reason of its own has the word.
         """
-        self.exit.unlink(missing_ok=True) if world.is_main else None
+        if world.is_main:
+            self.exit.unlink(missing_ok=True)
         world.barrier()
+        progress = Progress()
         try:
-            yield
+            yield progress
         except BaseException as error:
-            self._write_exit(_outcome(error), world)
+            self._write_exit(_outcome(error), world, progress)
             raise
         if world.is_main:
-            self._write_exit({"code": int(Exit.DONE), "error": ""}, world)
+            self._write_exit({"code": int(Exit.DONE), "error": ""}, world, progress)
 
-    def _write_exit(self, outcome: dict[str, Any], world: World) -> None:
+    def _write_exit(self, outcome: dict[str, Any], world: World, progress: "Progress") -> None:
         try:
             earlier = json.loads(self.exit.read_bytes())["code"]
         except (OSError, ValueError, KeyError):
             earlier = int(Exit.DONE)
         if earlier in (Exit.DONE, Exit.LOST_RANK):
             with contextlib.suppress(ZooError):  # a full disk must not hide the first error
-                atomic_json(self.exit, {**outcome, "rank": world.rank})
+                atomic_json(self.exit, {**outcome, "rank": world.rank, "step": progress.step})
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come, for its last words."""
+
+    state: TrainState | None = None
+    """Set once there is one."""
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps taken; None where the run ended before there was a network."""
+        return self.state.step if self.state else None
 
 
 def refuse_changes(place: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
@@ -113,9 +139,9 @@ def refuse_changes(place: Path, earlier: dict[str, Any], now: dict[str, Any]) ->
     changed = differences(earlier, now)
     if changed:
         raise UsageError(
-            "this folder holds a run of another recipe: " + "; ".join(changed),
+            "this folder's run began otherwise: " + "; ".join(changed),
             where=str(place),
-            fix="use the same recipe to continue, or another folder with --out",
+            fix="give the same recipe, data and ranks to continue, or another folder with --out",
         )
 
 

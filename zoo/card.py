@@ -11,11 +11,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from zoo.errors import IntegrityError
 
 FORMAT = 1
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRecord:
     """What a file of the folder must be."""
+
+    __pydantic_config__ = _STRICT
 
     sha256: str
     size: int
@@ -24,6 +27,8 @@ class FileRecord:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherRecord:
     """The network that a student learned from."""
+
+    __pydantic_config__ = _STRICT
 
     name: str
     digest: str
@@ -39,7 +44,7 @@ class TeacherRecord:
 class Card:
     """The record of a model folder (``zoo.json``)."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__ = _STRICT
 
     name: str
     method: str

@@ -117,10 +117,14 @@ def _print(value: Any, as_json: bool) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; the exit code says what happened (see ``zoo.errors.Exit``)."""
     words = sys.argv[1:] if arguments is None else arguments
+    command = typer.main.get_command(app)
     try:
-        app(words, standalone_mode=False)
-    except (typer.Exit, typer.Abort) as stop:
-        sys.exit(getattr(stop, "exit_code", Exit.USAGE))
+        # Not app(words): that turns Ctrl-C into a return value and a broken pipe into a failure.
+        with command.make_context("zoo", list(words)) as context:
+            command.invoke(context)
+        sys.stdout.flush()  # a broken pipe shows here, where it is handled
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)

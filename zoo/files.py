@@ -5,6 +5,7 @@ fsync of the folder.
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -19,7 +20,7 @@ from zoo.errors import DiskError, IntegrityError
 
 _TEMP = re.compile(r"^\.tmp-(\d+)-.+")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 # What safetensors and torch print where they swallow the errno.
 _NO_SPACE_TEXT = re.compile(r"No space left|File too large|quota|inline_container.*unexpected pos")
 # Names Windows cannot hold; a model must be usable there too.
@@ -117,14 +118,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _swap_in(temp: Path, path: Path) -> None:
-    # A folder cannot be renamed onto a filled one: the old one steps aside under a temporary name.
+    # A folder cannot be renamed onto a filled one: the two change places, at no moment is there
+    # none.  Where the file system cannot do that, the old one steps aside first.
     if not path.exists():
         temp.rename(path)
         return
-    old = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
-    path.rename(old)
-    temp.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    if not _exchange(temp, path):
+        old = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
+        path.rename(old)
+        try:
+            temp.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        temp = old
+    shutil.rmtree(temp, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename) and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def _umask() -> int:
@@ -174,11 +188,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def safe_join(root: Path, name: str) -> Path:
+def safe_join(root: Path, name: str, *, follow_links: bool = False) -> Path:
     """``root / name`` for a name that came from outside, or IntegrityError.
 
     Refused: absolute names, ``..``, backslashes, drives, control characters, names reserved
-    elsewhere, parts over 255 bytes, and anything that resolves (links included) out of ``root``.
+    elsewhere, parts over 255 bytes, and anything that resolves out of ``root`` by a link, unless
+    follow_links (only for reading).
     """
     parts = PurePosixPath(name).parts
     bad = (
@@ -188,7 +203,7 @@ def safe_join(root: Path, name: str) -> Path:
         or any(_unsafe_part(part) for part in name.split("/"))
     )
     joined = root / name
-    if bad or not joined.resolve().is_relative_to(root.resolve()):
+    if bad or not (follow_links or joined.resolve().is_relative_to(root.resolve())):
         raise IntegrityError(
             f"refused a file name that could leave its folder: {name!r}",
             where=str(root),

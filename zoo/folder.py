@@ -11,31 +11,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from platformdirs import user_cache_path
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from zoo.card import Card, FileRecord, read_card, readme
 from zoo.errors import IntegrityError, UsageError
 from zoo.files import atomic_folder, atomic_json, safe_join, sha256_of
-from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from zoo.tensors import read_shapes, read_tensors, require_finite, require_match
-from zoo.vit import VIT_B, VIT_L, VIT_S, VIT_T, ViTConfig, adopt_weights, config_of
+from zoo.images import Preprocess
+from zoo.layout import (
+    empty_from_layout,
+    license_of,
+    preprocess_of,
+    read_layout,
+    timm_config,
+)
+from zoo.tensors import as_fp32, read_shapes, read_tensors, require_finite, require_match
+from zoo.vit import ViTConfig, adopt_weights, config_of
 
 WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "zoo.json"
 
-# timm's registered name says the size; model_args state all of it, so any size goes by some name.
-_ARCHITECTURES = {
-    VIT_T.width: "vit_tiny_patch16_224",
-    VIT_S.width: "vit_small_patch16_224",
-    VIT_B.width: "vit_base_patch16_224",
-    VIT_L.width: "vit_large_patch16_224",
-}
-_ARCHITECTURE = re.compile(r"vit_[a-z0-9_]+(\.[a-z0-9_]+)?")
 _HEAD = re.compile(r"(head|head_dist)\..*")
 
 
@@ -63,41 +61,6 @@ class Model:
     @property
     def last_trained_block(self) -> int:
         return self.card.last_trained_block if self.card else self.config.depth
-
-
-def timm_config(config: ViTConfig, name: str) -> dict[str, Any]:
-    """``config.json`` as timm reads and writes it, everything stated."""
-    return {
-        "architecture": _ARCHITECTURES.get(config.width, "vit_base_patch16_224"),
-        "num_classes": 0,
-        "num_features": config.width,
-        "global_pool": "avg",
-        "model_args": {
-            "img_size": config.image_size,
-            "patch_size": config.patch,
-            "embed_dim": config.width,
-            "depth": config.depth,
-            "num_heads": config.heads,
-            # Mean of the patch tokens after the final norm: the keys stay those of a plain ViT.
-            "global_pool": "avg",
-            "fc_norm": False,
-        },
-        "pretrained_cfg": {
-            "tag": name,
-            "custom_load": False,
-            "input_size": [3, config.image_size, config.image_size],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "crop_mode": "center",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
 
 
 def save_model(folder: Path, config: ViTConfig, weights: Mapping[str, Tensor], card: Card) -> Card:
@@ -141,7 +104,7 @@ def verify(folder: Path) -> Card | None:
     card = read_card(folder / RECORD)
     differing = []
     for name, record in card.files.items():
-        path = safe_join(folder, name)
+        path = safe_join(folder, name, follow_links=True)  # the Hub's cache is made of links
         if not path.exists():
             differing.append(f"{name} is missing")
         elif path.stat().st_size != record.size:
@@ -189,18 +152,25 @@ def load_model(
     the record, then name by name and for NaN.  Raises IntegrityError, UsageError.
     """
     card = verify(folder)
-    layout = _read_layout(folder)
-    vit = _empty_from_layout(layout, folder)
+    layout = read_layout(folder / CONFIG)
+    vit = empty_from_layout(layout, folder / CONFIG)
     config = config_of(vit)
     expected = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
     path = folder / WEIGHTS
     found = read_shapes(path)
     require_match(path, {n: s for n, s in found.items() if not _HEAD.fullmatch(n)}, expected)
+    if blocks is not None and blocks < 1:
+        raise UsageError(
+            f"blocks are counted from 1: there is no block {blocks}",
+            where=str(folder),
+            fix=f"choose 1 … {config.depth}",
+        )
     if blocks is not None and blocks < config.depth:
         vit.blocks = vit.blocks[:blocks]
         vit.norm = torch.nn.Identity()
-    weights = read_tensors(path, vit.state_dict().keys(), device)
-    require_finite(path, weights)
+    stored = read_tensors(path, vit.state_dict().keys(), device)
+    require_finite(path, stored)
+    weights = as_fp32(path, stored)
     if image_size is not None and image_size != config.image_size:
         config = replace(config, image_size=image_size)
         _resize_positions(vit, weights, config)
@@ -210,61 +180,10 @@ def load_model(
         config=config,
         folder=folder,
         digest=_digest(remembered_sha256(path), layout),
-        preprocess=_preprocess(layout, config),
-        license=_license(layout, card),
+        preprocess=preprocess_of(layout, config),
+        license=card.licenses.get("weights", "not stated") if card else license_of(layout),
         card=card,
     )
-
-
-def _preprocess(layout: dict[str, Any], config: ViTConfig) -> Preprocess:
-    stated = layout.get("pretrained_cfg") or {}
-    red, green, blue = stated.get("mean", IMAGENET_MEAN)
-    red_std, green_std, blue_std = stated.get("std", IMAGENET_STD)
-    return Preprocess(
-        image_size=config.image_size,
-        crop_pct=stated.get("crop_pct", 0.875),
-        mean=(red, green, blue),
-        std=(red_std, green_std, blue_std),
-    )
-
-
-def _license(layout: dict[str, Any], card: Card | None) -> str:
-    if card:
-        return card.licenses.get("weights", "not stated")
-    return (layout.get("pretrained_cfg") or {}).get("license") or "not stated"
-
-
-def _read_layout(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        layout = json.loads(path.read_bytes())
-        if not isinstance(layout, dict) or not isinstance(layout.get("model_args", {}), dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise IntegrityError(
-            f"no readable timm configuration: {error}",
-            where=str(path),
-            fix="give a model folder: config.json and model.safetensors",
-        ) from error
-    return layout
-
-
-def _empty_from_layout(layout: dict[str, Any], folder: Path) -> VisionTransformer:
-    name = str(layout.get("architecture"))
-    arguments = {**layout.get("model_args", {}), "num_classes": 0}
-    known = _ARCHITECTURE.fullmatch(name) and timm.is_model(name.split(".")[0])
-    odd = [k for k, v in arguments.items() if not isinstance(v, int | float | str | None)]
-    vit = None
-    if known and not odd:
-        with torch.device("meta"):
-            vit = timm.create_model(name.split(".")[0], pretrained=False, **arguments)
-    if not isinstance(vit, VisionTransformer):
-        raise UsageError(
-            f"the architecture {name!r} is not a plain ViT that timm knows",
-            where=f"{folder / CONFIG}" + (f": model_args {odd}" if odd else ""),
-            fix="use a plain ViT, such as hf-hub:timm/vit_large_patch16_224.mae",
-        )
-    return vit
 
 
 def _resize_positions(

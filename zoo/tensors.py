@@ -30,11 +30,14 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_header(path: Path) -> dict[str, dict[str, Any]]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= MAX_HEADER_BYTES:
-            raise _refused(path, f"a header of {length:,} bytes")
-        raw = file.read(length)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= MAX_HEADER_BYTES:
+                raise _refused(path, f"a header of {length:,} bytes")
+            raw = file.read(length)
+    except OSError as error:
+        raise _refused(path, error.strerror or type(error).__name__) from error
     try:
         header = json.loads(raw, object_pairs_hook=_without_duplicates)
         header.pop("__metadata__", None)
@@ -87,6 +90,21 @@ def read_tensors(
             return {name: file.get_tensor(name) for name in chosen}
     except SafetensorError as error:
         raise _refused(path, str(error)) from error
+
+
+def as_fp32(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of any float type as fp32, without a copy of those that are.
+
+    Raises IntegrityError where a tensor holds integers: quantised weights are another network.
+    """
+    odd = [f"{n} is {t.dtype}" for n, t in tensors.items() if not t.is_floating_point()]
+    if odd:
+        raise IntegrityError(
+            "weights that are no floating-point numbers",
+            where="\n         ".join([str(path), *_listed("not floats", odd)]),
+            fix="fetch or export the model again",
+        )
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def require_match(

@@ -8,12 +8,14 @@ Blocks are counted from 1, as the papers do.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -21,12 +23,15 @@ from zoo.errors import UsageError
 
 LAYER_NORM_EPS = 1e-6
 
+# Far above any network, far below what a hostile configuration could fill a memory with.
+MOST = {"width": 8192, "depth": 256, "heads": 8192, "patch": 4096, "image_size": 4096}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViTConfig:
     """A plain ViT: class token, absolute positions, MLP ratio 4, qkv bias, LayerNorm eps 1e-6.
 
-    Raises UsageError for sizes that do not divide.
+    Raises UsageError for sizes that do not divide, or that no ViT has.
     """
 
     width: int
@@ -39,18 +44,25 @@ class ViTConfig:
     """Side of the input, in pixels."""
 
     def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UsageError(
+                    f"no ViT has {name} {getattr(self, name):,}",
+                    where=f"{type(self).__name__}.{name}",
+                    fix=f"choose 1 … {most:,}",
+                )
         for whole, part in (("width", "heads"), ("image_size", "patch")):
-            if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
+            if getattr(self, whole) % getattr(self, part):
                 raise UsageError(
                     f"{part} {getattr(self, part)} does not divide {whole} {getattr(self, whole)}",
                     where=f"{type(self).__name__}.{part}",
                     fix=f"choose one of {divisors(getattr(self, whole))}",
                 )
-        if self.width % 4 or self.depth < 1:
+        if self.width % 4:
             raise UsageError(
-                f"a ViT of width {self.width} and depth {self.depth} cannot be built",
-                where=type(self).__name__,
-                fix="the width must be a multiple of 4 (sin-cos positions), the depth at least 1",
+                f"width {self.width} is not a multiple of 4, which sin-cos positions need",
+                where=f"{type(self).__name__}.width",
+                fix=f"choose {self.width + 4 - self.width % 4}",
             )
 
     @property
@@ -143,9 +155,13 @@ def config_of(vit: VisionTransformer) -> ViTConfig:
         and vit.reg_token is None
         and vit.pos_embed is not None
         and not vit.no_embed_class
+        and not vit.dynamic_img_size
         and isinstance(vit.norm_pre, nn.Identity)
         and isinstance(block, Block)
+        and isinstance(block.attn, Attention)
         and isinstance(block.attn.q_norm, nn.Identity)
+        and isinstance(block.attn.norm, nn.Identity)
+        and getattr(block.attn, "gate", None) is None
         and isinstance(block.mlp, Mlp)
     )
     if not plain:
@@ -157,7 +173,7 @@ def config_of(vit: VisionTransformer) -> ViTConfig:
     return ViTConfig(
         width=vit.embed_dim,
         depth=len(vit.blocks),
-        heads=block.attn.num_heads,
+        heads=_attention(block).num_heads,
         patch=vit.patch_embed.patch_size[0],
         image_size=vit.patch_embed.img_size[0],
     )
@@ -222,13 +238,14 @@ def taps(
     last = max(tap.block for tap in wanted)
     found: dict[Tap, Tensor] = {}
     tokens = embed(vit, images, visible)
-    for number, block in enumerate(vit.blocks[:last], start=1):
+    for number, part in enumerate(vit.blocks[:last], start=1):
+        block = cast(Block, part)
         here = {tap for tap in wanted if tap.block == number}
         output = Tap(number, "block")
         if here - {output}:
-            qkv = block.attn.qkv(block.norm1(tokens))
+            qkv = _attention(block).qkv(block.norm1(tokens))
             named = zip("qkv", qkv.chunk(3, dim=-1), strict=True)
-            found |= {Tap(number, kind): part for kind, part in named}  # type: ignore[arg-type]
+            found |= {Tap(number, kind): tensor for kind, tensor in named}  # type: ignore[arg-type]
             if number == last and output not in here:
                 break
             tokens = _after_qkv(block, tokens, qkv)
@@ -240,11 +257,15 @@ def taps(
 
 def _after_qkv(block: Block, tokens: Tensor, qkv: Tensor) -> Tensor:
     """The rest of a block whose qkv projection (B, N, 3D) has been computed already."""
-    heads = block.attn.num_heads
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    attention = _attention(block)
+    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    tokens = tokens + block.drop_path1(block.ls1(block.attn.proj(mixed)))
+    tokens = tokens + block.drop_path1(block.ls1(attention.proj(mixed)))
     return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+
+def _attention(block: nn.Module) -> Attention:
+    return cast(Attention, block.attn)  # timm declares its parts as plain modules
 
 
 def _present(tensor: Tensor | None) -> Tensor:

@@ -86,6 +86,8 @@ class MaskedAutoencoder(nn.Module):
 class Decoder(nn.Module):
     """Mask tokens join the visible ones; a few blocks; pixels (§3, "MAE decoder")."""
 
+    positions: Tensor
+
     def __init__(self, student: ViTConfig, method: MAE, *, seed: int) -> None:
         super().__init__()
         width = method.decoder_width

@@ -1,5 +1,6 @@
 """Plain-ViT teachers: frozen, cut at the block that is read."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -99,9 +100,9 @@ class FrozenViT(nn.Module):
         images = normalise(images01, self.preprocess.mean, self.preprocess.std).to(self.dtype)
         wanted = [Tap(self.record.block, kind) for kind in ("q", "k", "v")]
         # Weights held in bf16 need no autocast, which would only add casts.
-        kind = images.device.type
-        autocast = torch.is_autocast_enabled(kind) and self.dtype == torch.float32
-        with torch.autocast(kind, torch.bfloat16, enabled=autocast):
+        as_is = contextlib.nullcontext()
+        pure = self.dtype == torch.bfloat16
+        with torch.autocast(images.device.type, enabled=False) if pure else as_is:
             found = taps(self.vit, images, wanted)
         q, k, v = (found[tap] for tap in wanted)
         return q, k, v

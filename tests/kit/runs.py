@@ -6,6 +6,7 @@ every process it started has gone.
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -54,6 +55,10 @@ TINY_MAE = {
     "method.decoder_depth": "1",
     "method.decoder_heads": "3",
 }
+
+
+POISONED = str(Path(__file__).parent / "poisoned_mae.py")
+"""The recipe whose loss or gradient is not a number for one image."""
 
 
 def words(recipe: str, data: Path, out: Path, settings: Mapping[str, str]) -> list[str]:
@@ -132,6 +137,19 @@ def run(command: list[str], *, ranks: int = 1, file_limit: int | None = None) ->
     codes = started.wait()
     started.wait_gone()
     return codes
+
+
+def zoo(command: list[str]) -> int:
+    """Run in this very process, for what needs no second one; its exit code."""
+    try:
+        main(command)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def last_words(out: Path) -> dict[str, Any]:
+    """What the run left in ``exit.json``."""
+    return json.loads((out / "exit.json").read_bytes())
 
 
 def outcome(out: Path) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""Every recipe in the folder is found, complete, plain, and makes a network."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from pretrain.methods.mae import MAE
+from pretrain.methods.tinymim import TinyMIM
+from pretrain.recipe import Recipe, find_recipe, list_recipes, recipe_function
+from zoo.vit import config_of, empty_vit
+
+FOLDER = Path(__file__).parents[2] / "configs"
+FILES = sorted(file for file in FOLDER.glob("*.py") if file.name != "__init__.py")
+NAMES = [file.stem.replace("_", "-") for file in FILES]
+MOST_LINES = 60
+
+# The published teachers whose widths a recipe relies on: width, heads, blocks.
+HUB_TEACHERS = {
+    "hf-hub:timm/vit_base_patch16_224.mae": (768, 12, 12),
+    "hf-hub:timm/vit_large_patch16_224.mae": (1024, 16, 24),
+}
+
+
+def test_every_file_is_found() -> None:
+    assert list_recipes() == NAMES
+    assert len(NAMES) == len(list(FOLDER.iterdir())) - len(_others())
+    assert len(NAMES) >= 14
+
+
+def _others() -> list[Path]:
+    return [p for p in FOLDER.iterdir() if p.name in {"__init__.py", "__pycache__"}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_found_by_its_name_and_every_field_has_its_type(name: str) -> None:
+    recipe = find_recipe(name)
+    assert isinstance(recipe, Recipe)
+    assert recipe.name == name
+    assert recipe_function(name).__name__ == name.replace("-", "_")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_student_can_be_built(name: str) -> None:
+    student = find_recipe(name).student
+    vit = empty_vit(student)
+    assert {parameter.device.type for parameter in vit.parameters()} == {"meta"}
+    assert config_of(vit) == student
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_heads_divide(name: str) -> None:
+    recipe = find_recipe(name)
+    method = recipe.method
+    if isinstance(method, MAE):
+        assert method.decoder_width % method.decoder_heads == 0
+        return
+    assert isinstance(method, TinyMIM)
+    width, heads, depth = _teacher(method.teacher.source)
+    heads = method.teacher.relation_heads or heads
+    assert width % heads == 0
+    assert recipe.student.width % heads == 0
+    assert (method.teacher.block or depth) <= depth
+
+
+def _teacher(source: str) -> tuple[int, int, int]:
+    """Width, relation heads and blocks of a recipe's teacher, through the chain of recipes."""
+    if source in HUB_TEACHERS:
+        return HUB_TEACHERS[source]
+    match = re.fullmatch(r"runs/([a-z0-9/-]+)/export", source)
+    assert match, f"a teacher is a run's export or a published one, not {source}"
+    maker = find_recipe(match[1].replace("/", "-"))
+    student = maker.student
+    if isinstance(maker.method, TinyMIM):  # its card records what its last block was taught with
+        heads = maker.method.teacher.relation_heads or _teacher(maker.method.teacher.source)[1]
+        return student.width, heads, student.depth
+    return student.width, student.heads, student.depth
+
+
+def test_the_chain_hands_sixteen_relation_heads_down() -> None:
+    for size, source in (("b", 16), ("s", 16), ("t", 16)):
+        method = find_recipe(f"tinymim-vit-{size}").method
+        assert isinstance(method, TinyMIM)
+        assert _teacher(method.teacher.source)[1] == source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_batches_and_epochs_are_possible(name: str) -> None:
+    training = find_recipe(name).training
+    assert training.global_batch % training.rank_batch == 0
+    assert training.epochs is None or training.warmup_epochs < training.epochs
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_its_docstring_holds_its_command(file: Path) -> None:
+    text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    summary = text.partition("\n")[0]
+    assert summary.endswith((".", ":")) or "." in summary
+    assert f"    zoo pretrain {file.stem.replace('_', '-')}" in text
+
+
+FORBIDDEN = (
+    *(ast.If, ast.For, ast.While, ast.IfExp, ast.Try, ast.With, ast.Lambda, ast.ClassDef),
+    *(ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp, ast.Global),
+)
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_it_is_one_plain_function(file: Path) -> None:
+    source = file.read_text()
+    assert len(source.splitlines()) <= MOST_LINES
+    tree = ast.parse(source)
+    odd = [type(n).__name__ for n in ast.walk(tree) if isinstance(n, FORBIDDEN)]
+    assert not odd
+    docstring, *imports, function = tree.body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(function, ast.FunctionDef)
+    assert function.name == file.stem
+    for node in imports:
+        assert isinstance(node, ast.ImportFrom), "imports and one function, nothing else"
+        assert (node.module or "").partition(".")[0] in {"pretrain", "zoo"}

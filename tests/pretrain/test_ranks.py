@@ -1,0 +1,135 @@
+"""Ranks by torchrun: the true exit code, and nobody outlives the others."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import POISONED, TINY, TINY_MAE, last_words, words
+
+from pretrain import ranks
+from pretrain.log import read_log
+from zoo.errors import LostRankError, UsageError
+
+SHORT = {**TINY_MAE, "training.steps": "2"}
+LONG = {**TINY_MAE, "training.steps": "1000000", "training.save_every_steps": "1000000"}
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "zoo", *command, "--nproc", "2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def descendants(pid: int) -> set[int]:
+    """Every living process below this one."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if fields[0] != "Z":
+                parents[int(entry.name)] = int(fields[1])
+    found, grown = {pid}, True
+    while grown:
+        below = {child for child, parent in parents.items() if parent in found}
+        grown = not below <= found
+        found |= below
+    return found - {pid}
+
+
+def wait_for_row(out: Path, started: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
+        assert started.poll() is None, started.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def assert_all_gone(pids: set[int], seconds: float = 35) -> None:
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def test_words_of_the_ranks_do_not_start_ranks_again() -> None:
+    given = ["pretrain", "--nproc", "2", "x", "a.b=1", "--nproc=2", "--out", "o"]
+    assert ranks._without_nproc(given) == ["pretrain", "x", "a.b=1", "--out", "o"]
+
+
+def test_words_left_by_an_earlier_run_are_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun may fail before a rank is there to take its last words back."""
+    (tmp_path / "exit.json").write_text('{"code": 0, "error": ""}')
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(LostRankError, match="ended with code 1"):
+        ranks.start_ranks(2, ["pretrain", "x"], tmp_path)
+
+
+def test_folder_in_use_is_refused_before_any_rank_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with ranks.RunFolder(tmp_path).hold(), pytest.raises(UsageError, match="another run"):
+        ranks.start_ranks(2, ["pretrain", "x"], tmp_path)
+
+
+@pytest.mark.slow
+def test_ranks_make_a_model(photos: Path, tmp_path: Path) -> None:
+    started = start(words("mae-vit-t", photos, tmp_path / "run", SHORT))
+    output, errors = started.communicate(timeout=200)
+    assert started.returncode == 0, errors
+    assert output.count("model folder:") == 1
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+    assert last_words(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "code"), [("loss", 7), ("raise", 3)])
+def test_true_exit_code_comes_through(photos: Path, tmp_path: Path, where: str, code: int) -> None:
+    plain = {k: v for k, v in TINY.items() if not k.startswith("student.")}
+    settings = {**plain, "method.sample": "0", "method.where": where, "training.steps": "20"}
+    started = start(words(POISONED, photos, tmp_path / "run", settings))
+    _, errors = started.communicate(timeout=200)
+    assert started.returncode == code, errors
+    assert any(line.startswith("error: ") for line in errors.splitlines()[-3:])
+
+
+@pytest.mark.slow
+def test_signal_reaches_the_ranks_once(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    started = start(words("mae-vit-t", photos, out, LONG))
+    wait_for_row(out, started)
+    started.send_signal(signal.SIGTERM)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 75, errors
+    assert list((out / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["torchrun", "launcher"])
+def test_nobody_outlives_a_killed_parent(photos: Path, tmp_path: Path, who: str) -> None:
+    out = tmp_path / "run"
+    started = start(words("mae-vit-t", photos, out, LONG))
+    wait_for_row(out, started)
+    below = descendants(started.pid)
+    assert len(below) >= 3  # torchrun and two ranks
+    torchrun = next(p for p in below if _parent(p) == started.pid)
+    os.kill(torchrun if who == "torchrun" else started.pid, signal.SIGKILL)
+    started.communicate(timeout=60)
+    assert started.returncode == (8 if who == "torchrun" else -signal.SIGKILL)
+    assert_all_gone(below)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])

@@ -1,0 +1,106 @@
+"""The record and the page of a model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from zoo.card import Card, FileRecord, TeacherRecord, read_card, readme
+from zoo.errors import IntegrityError
+
+CARD = Card(
+    name="tinymim-vit-s",
+    method="tinymim",
+    heads=6,
+    last_trained_block=11,
+    fresh_parameters=["blocks.11.norm2.weight"],
+    relation_heads=16,
+    teacher=TeacherRecord(
+        name="mae-vit-b", digest="ab" * 32, block=12, license="cc-by-nc-4.0", relation_heads=12
+    ),
+    recipe={"training.epochs": 300, "data.crop_scale": [0.2, 1.0]},
+    steps=93_600,
+    environment={"torch": "2.14"},
+    licenses={"code": "Apache-2.0", "weights": "cc-by-nc-4.0", "teacher": "cc-by-nc-4.0"},
+    digest="cd" * 32,
+    files={"config.json": FileRecord(sha256="ef" * 32, size=10)},
+)
+
+
+def written(folder: Path, record: dict[str, Any] | str | bytes) -> Path:
+    path = folder / "zoo.json"
+    text = json.dumps(record) if isinstance(record, dict) else record
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("card", [CARD, replace(CARD, teacher=None, name="é", scores=[{"a": 1}])])
+def test_there_and_back(tmp_path: Path, card: Card) -> None:
+    assert read_card(written(tmp_path, card.to_json())) == card
+
+
+def test_nan_is_not_written() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        replace(CARD, scores=[{"protocol": "x@1", "value": float("nan")}]).to_json()
+
+
+WRONG = {
+    "unknown key": ({"colour": "red"}, "colour"),
+    "text for a number": ({"heads": "6"}, "heads"),
+    "true for a number": ({"heads": True}, "heads"),
+    "fraction for a number": ({"steps": 1.5}, "steps"),
+    "number for a text": ({"name": 3}, "name"),
+    "a list for a record": ({"files": []}, "files"),
+    "a file without size": ({"files": {"a": {"sha256": "0"}}}, "files.a.size"),
+    "an unknown key of a file": (
+        {"files": {"a": {"sha256": "0", "size": 1, "url": "x"}}},
+        "files.a.url",
+    ),
+    "a wrong teacher": ({"teacher": {"name": "x"}}, "teacher.digest"),
+}
+
+
+@pytest.mark.parametrize(("changes", "key"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict, key: str) -> None:
+    path = written(tmp_path, {**json.loads(CARD.to_json()), **changes})
+    with pytest.raises(IntegrityError, match="not a model record") as caught:
+        read_card(path)
+    assert caught.value.where == f"{path}: {key}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "<html>", "{}", b"\xff\xfe", "[" * 100_000, '{"name":' * 50_000]
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str | bytes) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(IntegrityError, match="not a model record") as caught:
+        read_card(path)
+    assert str(path) in caught.value.where
+
+
+def test_the_page_is_one_the_hub_reads() -> None:
+    page = ModelCard(
+        readme(CARD, "vit_small_patch16_224", 21_665_664), ignore_metadata_errors=False
+    )
+    data: Any = page.data
+    assert data.library_name == "timm"
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert {"timm", "tinymim", "self-supervised"} <= set(data.tags)
+    for fact in (
+        "21.7 M-parameter",
+        "6 heads",
+        "93,600 steps",
+        "mae-vit-b, block 12, 12 relation heads",
+        "`blocks.11.norm2.weight`",
+        "Scores: not measured.",
+        "weights: cc-by-nc-4.0",
+    ):
+        assert fact in page.text
+
+
+def test_the_page_shows_scores_with_their_protocol() -> None:
+    scored = replace(CARD, scores=[{"protocol": "in1k-knn@1", "value": 61.2}])
+    assert "| in1k-knn@1 | 61.2 |" in readme(scored, "vit_small_patch16_224", 1)

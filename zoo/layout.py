@@ -1,0 +1,187 @@
+"""timm's ``config.json``: what ours says, and what of another's is believed.
+
+The file comes from wherever the weights come from.  Every value that reaches timm is one of the
+few that a plain ViT needs, of the right type and of a size that exists.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import timm
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+from timm.models.vision_transformer import VisionTransformer
+
+from zoo.errors import IntegrityError, UsageError
+from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from zoo.vit import MOST, VIT_B, VIT_L, VIT_S, VIT_T, ViTConfig
+
+MAX_BYTES = 1_000_000
+
+# timm's registered name says the size; model_args state all of it, so any size goes by some name.
+_ARCHITECTURES = {
+    VIT_T.width: "vit_tiny_patch16_224",
+    VIT_S.width: "vit_small_patch16_224",
+    VIT_B.width: "vit_base_patch16_224",
+    VIT_L.width: "vit_large_patch16_224",
+}
+_ARCHITECTURE = re.compile(r"vit_[a-z0-9_]+(\.[a-z0-9_]+)?")
+
+
+def timm_config(config: ViTConfig, name: str) -> dict[str, Any]:
+    """``config.json`` as timm reads and writes it, everything stated."""
+    return {
+        "architecture": _ARCHITECTURES.get(config.width, "vit_base_patch16_224"),
+        "num_classes": 0,
+        "num_features": config.width,
+        "global_pool": "avg",
+        "model_args": {
+            "img_size": config.image_size,
+            "patch_size": config.patch,
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            # Mean of the patch tokens after the final norm: the keys stay those of a plain ViT.
+            "global_pool": "avg",
+            "fc_norm": False,
+        },
+        "pretrained_cfg": {
+            "tag": name,
+            "custom_load": False,
+            "input_size": [3, config.image_size, config.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+_Side = Annotated[int, Field(ge=1, le=MOST["image_size"])]
+_Width = Annotated[int, Field(ge=1, le=MOST["width"])]
+_Depth = Annotated[int, Field(ge=1, le=MOST["depth"])]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Arguments:
+    """The ``model_args`` that may reach timm's constructor; defaults here mean "not stated"."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    img_size: _Side | None = None
+    patch_size: _Side | None = None
+    embed_dim: _Width | None = None
+    depth: _Depth | None = None
+    num_heads: _Width | None = None
+    mlp_ratio: Annotated[float, Field(gt=0, le=16)] | None = None
+    init_values: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    global_pool: Literal["", "avg", "token"] = ""
+    reg_tokens: Annotated[int, Field(ge=0, le=64)] = 0
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    class_token: bool = True
+    no_embed_class: bool = False
+    pre_norm: bool = False
+    fc_norm: bool | None = None
+    dynamic_img_size: bool = False
+
+
+_Rgb = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pretrained:
+    """What is read of ``pretrained_cfg``; it holds much more."""
+
+    __pydantic_config__ = ConfigDict(strict=True)
+
+    mean: _Rgb | None = None
+    std: _Rgb | None = None
+    crop_pct: float | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layout:
+    architecture: str
+    model_args: _Arguments | None = None
+    pretrained_cfg: _Pretrained | None = None
+
+
+def read_layout(path: Path) -> dict[str, Any]:
+    """A ``config.json``, its types and bounds checked.  Raises IntegrityError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"over {MAX_BYTES:,} bytes")
+        text = path.read_bytes()
+        layout = from_json(text, allow_inf_nan=False)
+        if isinstance(layout, dict) and "pretrained_cfg" not in layout:
+            layout["pretrained_cfg"] = dict(layout)  # timm's first layout had it all at the root
+        TypeAdapter(_Layout).validate_json(json.dumps(layout))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"no readable timm configuration: {_reason(error)}",
+            where=str(path),
+            fix="give a model folder: config.json and model.safetensors",
+        ) from error
+    return layout
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def empty_from_layout(layout: dict[str, Any], path: Path) -> VisionTransformer:
+    """The network that a read ``config.json`` describes, on the meta device, without a head.
+
+    Raises UsageError where it is not a ViT that timm can build.
+    """
+    name = layout["architecture"]
+    arguments = {**(layout.get("model_args") or {}), "num_classes": 0}
+    known = _ARCHITECTURE.fullmatch(name) and timm.is_model(name.split(".")[0])
+    reason: object = "unknown"
+    if known:
+        try:
+            vit = timm.create_model(
+                name.split(".")[0], device="meta", weight_init="skip", **arguments
+            )
+            if isinstance(vit, VisionTransformer):
+                return vit
+            reason = type(vit).__name__
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            reason = error  # sizes that do not fit together, or a variant without these arguments
+    raise UsageError(
+        f"the architecture {name[:80]!r} is not a plain ViT that timm can build",
+        where=f"{path}: {reason}",
+        fix="use a plain ViT, such as hf-hub:timm/vit_large_patch16_224.mae",
+    )
+
+
+def preprocess_of(layout: dict[str, Any], config: ViTConfig) -> Preprocess:
+    """How images become this network's input; ImageNet's statistics where nothing is stated."""
+    stated = layout["pretrained_cfg"] or {}
+    red, green, blue = stated.get("mean") or IMAGENET_MEAN
+    red_std, green_std, blue_std = stated.get("std") or IMAGENET_STD
+    return Preprocess(
+        image_size=config.image_size,
+        crop_pct=stated.get("crop_pct") or 0.875,
+        mean=(red, green, blue),
+        std=(red_std, green_std, blue_std),
+    )
+
+
+def license_of(layout: dict[str, Any]) -> str:
+    return (layout["pretrained_cfg"] or {}).get("license") or "not stated"
