@@ -16,14 +16,14 @@ from zoo.vit import ViTConfig
 def demo_teacher() -> Recipe:
     return Recipe(
         name="demo-teacher",
-        student=ViTConfig(width=128, depth=6, heads=4, patch=8, image_size=64),
+        student=ViTConfig(width=128, depth=6, heads=4, patch=8, image_size=48),
         method=MAE(decoder_width=64, decoder_depth=1, decoder_heads=4, mask_ratio=0.75),
-        data=Data(source="folder:runs/demo/images/train", crop_scale=(0.5, 1.0), workers=1),
+        data=Data(source="folder:runs/demo/images/train", crop_scale=(0.7, 1.0), workers=1),
         training=Training(
             epochs=1,
             warmup_epochs=0,
-            steps=400,
-            warmup_steps=40,
+            steps=500,
+            warmup_steps=50,
             global_batch=64,
             rank_batch=64,
             optim=Optim(lr_per_256=8e-3, betas=(0.9, 0.95), weight_decay=0.05),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.demo_page import write_page
-from eval.probe import KNN, accuracy, extract, images_of, knn_predict
+from eval.probe import KNN, accuracy, extract, images_of, knn_predict, ridge_predict
 from eval.run import open_split
 from eval.shapes import draw_dataset
 from pretrain.index import ImageIndex, open_index
@@ -29,16 +29,18 @@ from zoo.images import Preprocess
 from zoo.vit import build_vit
 
 PROBE = KNN(pooling="mean")
-TRAIN_PER_CLASS, VAL_PER_CLASS = 250, 60
+TRAIN_PER_CLASS, VAL_PER_CLASS = 250, 100
 PIXELS = "raw pixels"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """kNN accuracy of one network's frozen features, in percent."""
+    """Accuracies of one network's frozen features and their standard errors, in percent."""
 
-    value: float
-    standard_error: float
+    linear: float
+    linear_error: float
+    knn: float
+    knn_error: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +59,11 @@ class DemoReport:
     def text(self) -> str:
         width = max(map(len, self.scores))
         rows = [
-            f"  {name:<{width}}  {score.value:5.1f} ± {score.standard_error:.1f} %"
-            for name, score in self.scores.items()
+            f"  {name:<{width}}  {s.linear:5.1f} ± {s.linear_error:.1f} %   "
+            f"{s.knn:5.1f} ± {s.knn_error:.1f} %"
+            for name, s in self.scores.items()
         ]
-        title = f"kNN accuracy of frozen features ({KNN.protocol}, mean of patch tokens):"
+        title = f"{'Frozen features':<{width + 2}}  linear           kNN"
         return "\n".join([title, *rows, f"{self.seconds:.0f} s · page: {self.page}"])
 
 
@@ -74,7 +77,7 @@ def run_demo(out: Path, *, data: Path | None = None) -> DemoReport:
     _say("images")
     if data is None:
         draw_dataset(
-            images, image_size=64, train_per_class=TRAIN_PER_CLASS, val_per_class=VAL_PER_CLASS
+            images, image_size=48, train_per_class=TRAIN_PER_CLASS, val_per_class=VAL_PER_CLASS
         )
     else:
         images = _link_images(data, out / "your-images")
@@ -97,7 +100,7 @@ def run_demo(out: Path, *, data: Path | None = None) -> DemoReport:
     runs["MAE student"] = out / "mae"
     page = write_page(
         out / "index.html",
-        scores={name: (s.value, s.standard_error) for name, s in scores.items()},
+        scores={name: (s.linear, s.linear_error, s.knn, s.knn_error) for name, s in scores.items()},
         models=models,
         runs=runs,
         images=val,
@@ -186,23 +189,24 @@ def _score(model: Model, train: ImageIndex, val: ImageIndex) -> Score:
         extract(model, index, pooling=PROBE.pooling, device=cpu, workers=0)
         for index in (train, val)
     )
-    return _knn(memory, queries, train, val)
+    return _probe(memory, queries, train, val)
 
 
 def _score_pixels(train: ImageIndex, val: ImageIndex) -> Score:
-    """What the pixels alone give: 32 px images, centred."""
+    """What the pixels alone give: 16 px images, centred."""
     memory, queries = (
-        torch.cat([batch.flatten(1) / 255 for batch in images_of(index, Preprocess(image_size=32))])
+        torch.cat([batch.flatten(1) / 255 for batch in images_of(index, Preprocess(image_size=16))])
         for index in (train, val)
     )
     mean = memory.mean(0)
-    return _knn(memory - mean, queries - mean, train, val)
+    return _probe(memory - mean, queries - mean, train, val)
 
 
-def _knn(memory: Tensor, queries: Tensor, train: ImageIndex, val: ImageIndex) -> Score:
+def _probe(memory: Tensor, queries: Tensor, train: ImageIndex, val: ImageIndex) -> Score:
     labels, truth = (
         torch.from_numpy(index.labels).long() for index in (train, val) if index.labels is not None
     )
-    guesses = knn_predict(memory, labels, queries, classes=len(train.classes), knn=PROBE)
-    value, error = accuracy(guesses, truth)
-    return Score(value=value, standard_error=error)
+    classes = len(train.classes)
+    linear = accuracy(ridge_predict(memory, labels, queries, classes=classes), truth)
+    near = accuracy(knn_predict(memory, labels, queries, classes=classes, knn=PROBE), truth)
+    return Score(linear=linear[0], linear_error=linear[1], knn=near[0], knn_error=near[1])

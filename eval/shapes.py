@@ -1,8 +1,9 @@
 """A labelled image set made by drawing: ten kinds of shapes and textures, for the demo.
 
-A class is a predicate on the plane: true where its paint goes.  Everything else about an image
-(colours, place, size, turn, stretch, background, clutter, light, blur, noise) is drawn at random
-from the same distributions for all classes, so that only form tells them apart.
+A class is a predicate on the plane: true where its paint goes.  A shape is repeated over a
+lattice, so that patches teach it as they teach a texture.  Everything else about an image (colours,
+place, size, turn, stretch, background, clutter, light, blur, noise) is drawn at random from the
+same distributions for all classes, so that only form tells them apart.
 
 Letters: H, W image size in pixels; S the side of the finer grid the predicates are sampled on.
 """
@@ -29,14 +30,14 @@ Predicate = Callable[[Array, Array, np.random.Generator], Array]
 SPLITS = ("train", "val")
 MARKER = "drawn.json"
 # Changes with every change of the pixels, so that a folder drawn by older code is drawn anew.
-_DRAWING = 1
+_DRAWING = 2
 _JPEG_QUALITY = 92
 # Samples per pixel and axis; neither a predicate nor ImageDraw antialiases by itself.
 _SUPER = 2
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-# Shapes: (u, v) is the plane in units of the shape's radius; the paint is the object.
+# Shapes: (u, v) is the plane about one copy, in units of its radius.
 
 
 def _disc(u: Array, v: Array, rng: np.random.Generator) -> Array:
@@ -75,7 +76,7 @@ def _halfplanes(u: Array, v: Array, count: int, distance: float) -> Array:
     return inside
 
 
-# Textures: (p, q) is the plane in periods of the texture; the object is the region it fills.
+# Textures: (p, q) is the plane in periods of the texture.
 
 
 def _stripes(p: Array, q: Array, rng: np.random.Generator) -> Array:
@@ -86,8 +87,10 @@ def _checker(p: Array, q: Array, rng: np.random.Generator) -> Array:
     return np.sin(math.pi * p) * np.sin(math.pi * q) > 0
 
 
-def _dots(p: Array, q: Array, rng: np.random.Generator) -> Array:
-    return np.cos(2 * math.pi * p) + np.cos(2 * math.pi * q) > rng.uniform(0.5, 0.9)
+def _zigzag(p: Array, q: Array, rng: np.random.Generator) -> Array:
+    rise = 0.6 * q
+    bent = p + np.abs(rise - np.floor(rise) - 0.5)
+    return bent - np.floor(bent) < rng.uniform(0.35, 0.6)
 
 
 def _spiral(p: Array, q: Array, rng: np.random.Generator) -> Array:
@@ -107,8 +110,8 @@ SHAPES: dict[str, Predicate] = {
 TEXTURES: dict[str, Predicate] = {
     "stripes": _stripes,
     "checker": _checker,
-    "dots": _dots,
     "spiral": _spiral,
+    "zigzag": _zigzag,
 }
 # Sorted: a class's index is its place here, as it is for a reader of the class folders.
 CLASSES = tuple(sorted([*SHAPES, *TEXTURES]))
@@ -164,37 +167,42 @@ def draw_image(
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), CLASSES.index(name), number])
     paint_HW, object_HW = _draw_object(name, image_size, rng)
-    luma = rng.uniform(75, 180)
-    contrast = _sign(rng) * rng.uniform(50, 110)
-    # Turn the contrast round where it would leave the range, so that none is lost to clipping.
-    contrast *= 1 if 15 < luma + contrast < 240 else -1
+    luma = rng.uniform(130, 190)
     image_HW3 = _background(luma, image_size, rng)
-    if name in TEXTURES and rng.random() < 0.5:
-        image_HW3 = _blend(image_HW3, _colour(luma, rng), object_HW)
-    image_HW3 = _blend(image_HW3, _colour(luma + contrast, rng), paint_HW)
+    paint = _colour(luma - rng.uniform(60, 110), rng)
+    image_HW3 = _blend(image_HW3, paint, paint_HW)
     return _photograph(image_HW3, rng), object_HW > 0.5
 
 
 def _draw_object(name: str, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Coverage in [0, 1] of the paint and of the object, both (H, W)."""
+    """Coverage in [0, 1] of the paint and of the region it fills, both (H, W)."""
     textured = name in TEXTURES
-    # In units of half the image.  Textures need room for their periods, and have no upright.
-    radius = rng.uniform(0.5, 0.85) if textured else rng.uniform(0.42, 0.75)
+    radius = rng.uniform(0.8, 1.3)  # in units of half the image
+    # Textures have no upright; a shape keeps its own, or squares would be diamonds.
     turn = rng.uniform(-math.pi, math.pi) if textured else rng.uniform(-0.5, 0.5)
-    stretch = math.exp(rng.uniform(-0.2, 0.2))
+    stretch = math.exp(rng.uniform(-0.15, 0.15))
     x, y = _grid(size * _SUPER)
-    x, y = x - rng.uniform(-0.2, 0.2), y - rng.uniform(-0.2, 0.2)
+    x, y = x - rng.uniform(-0.3, 0.3), y - rng.uniform(-0.3, 0.3)
     cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
     u, v = (x * cos + y * sin) * stretch, (y * cos - x * sin) / stretch
-    if not textured:
-        cover = _shrink(SHAPES[name](u, v, rng))
-        return cover, cover
-    # Round or squarish, as shapes are: the outline of a texture must not give it away.
+    # Round or squarish for every class alike: the outline must not give it away.
     a, b = u * u, v * v
     region = a + b < 1 if rng.random() < 0.5 else a * a + b * b < 0.7
-    periods = radius / rng.uniform(0.2, 0.36)
-    paint = TEXTURES[name](u * periods, v * periods, rng) & region
-    return _shrink(paint), _shrink(region)
+    if textured:
+        periods = radius / rng.uniform(0.25, 0.45)
+        paint = TEXTURES[name](u * periods, v * periods, rng)
+    else:
+        paint = _lattice(SHAPES[name], u, v, radius / rng.uniform(0.45, 0.65), rng)
+    return _shrink(paint & region), _shrink(region)
+
+
+def _lattice(
+    shape: Predicate, u: Array, v: Array, copies: float, rng: np.random.Generator
+) -> Array:
+    """A shape repeated ``copies`` times a unit, from anywhere in its cell."""
+    p, q = u * copies + rng.random(), v * copies + rng.random()
+    size = rng.uniform(0.75, 0.95)  # of the copy, in its cell
+    return shape((2 * (p - np.floor(p)) - 1) / size, (2 * (q - np.floor(q)) - 1) / size, rng)
 
 
 @functools.lru_cache(maxsize=4)
@@ -212,7 +220,7 @@ def _shrink(inside_SS: Array) -> Array:
 
 def _colour(luma: float, rng: np.random.Generator) -> Array:
     """A colour (3,) in [0, 255] of this luma and any hue."""
-    chroma = rng.normal(0, 25, 3).astype(np.float32)
+    chroma = rng.normal(0, 8, 3).astype(np.float32)
     return np.clip(luma + chroma - chroma @ _LUMA, 0, 255)
 
 
@@ -223,13 +231,13 @@ def _blend(image_HW3: Array, colour: Array, cover_HW: Array) -> Array:
 def _background(luma: float, size: int, rng: np.random.Generator) -> Array:
     """(H, W, 3) float32: mottle, from a slow gradient to a fine grain, with clutter on it."""
     cells = int(rng.choice([2, 3, 5, 9, 16]))
-    light = rng.normal(0, rng.uniform(4, 16), (cells, cells, 1))
-    hue = rng.normal(0, 6, (cells, cells, 3))
+    light = rng.normal(0, rng.uniform(2, 8), (cells, cells, 1))
+    hue = rng.normal(0, 3, (cells, cells, 3))
     mottle = _bytes(_colour(luma, rng) + light + hue)
     side = _SUPER * size
     canvas = Image.fromarray(mottle).resize((side, side), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(1, 5)):
         _clutter(pen, side, luma, rng)
     return np.asarray(canvas.reduce(_SUPER), np.float32)
 
@@ -259,7 +267,7 @@ def _photograph(image_HW3: Array, rng: np.random.Generator) -> Array:
     light_HW = 1 + slope * (x * math.cos(angle) + y * math.sin(angle))
     lit = Image.fromarray(_bytes(image_HW3 * light_HW[..., None]))
     blurred = lit.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.012) * size))
-    noise = rng.standard_normal(image_HW3.shape, np.float32) * np.float32(rng.uniform(2, 12))
+    noise = rng.standard_normal(image_HW3.shape, np.float32) * np.float32(rng.uniform(1, 4))
     return _bytes(np.asarray(blurred, np.float32) + noise)
 
 

@@ -68,9 +68,9 @@ def test_mask_covers_what_was_painted(name):
         shares.append(object_HW.mean())
         contrasts.append(abs(luma_HW[object_HW].mean() - luma_HW[~object_HW].mean()))
     assert min(shares) > 0.02
-    assert max(shares) < 0.85
-    # A texture's luma is half its ground's: the step at the outline is smaller.
-    assert np.median(contrasts) > (10 if name in TEXTURES else 25)
+    assert max(shares) < 0.97
+    # The ground shows between the copies and the stripes: the step at the outline is softened.
+    assert np.median(contrasts) > 10
 
 
 def test_same_parameters_give_the_same_bytes(tmp_path):
