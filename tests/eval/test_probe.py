@@ -91,7 +91,7 @@ def test_features_come_from_the_last_trained_block(model: Path, data: Path, pool
     index = open_index(data / "val")
     features = extract(loaded, index, pooling=pooling, device=torch.device("cpu"), workers=0)  # type: ignore[arg-type]
     with torch.no_grad():  # the last block, untrained, must not have touched them
-        loaded.vit.blocks[2].mlp.fc2.weight.fill_(torch.nan)
+        loaded.vit.get_parameter("blocks.2.mlp.fc2.weight").fill_(torch.nan)
     again = extract(loaded, index, pooling=pooling, device=torch.device("cpu"), workers=2, batch=4)  # type: ignore[arg-type]
     assert features.shape == (15, 24)
     assert torch.isfinite(features).all()

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import v2
 
 from pretrain import data as module
@@ -324,13 +325,16 @@ def test_the_ranks_share_every_step(
 
 
 @given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(1, 60), st.integers(1, 60)))
-def test_the_crop_is_torchvisions(seed: int, size: tuple[int, int]) -> None:
+def test_the_crop_is_drawn_by_timm_and_cut_by_torchvision(seed: int, size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    random.seed(seed)
+    box = RandomResizedCropAndInterpolation.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3))
+    if 0 in box[2:]:
+        box = (0, 0, *size)
     bicubic = v2.InterpolationMode.BICUBIC
-    theirs = v2.RandomResizedCrop(16, (0.2, 1.0), (3 / 4, 4 / 3), interpolation=bicubic)
-    torch.manual_seed(seed)
-    expected = theirs(torch.from_numpy(pixels).permute(2, 0, 1))
-    torch.manual_seed(seed)
+    expected = v2.functional.resized_crop(image, *box, [16, 16], bicubic, antialias=True)
+    random.seed(seed)
     assert torch.equal(CROP(pixels), expected)
 
 
