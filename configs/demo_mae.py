@@ -22,12 +22,12 @@ def demo_mae() -> Recipe:
         training=Training(
             epochs=1,
             warmup_epochs=0,
-            steps=400,
-            warmup_steps=40,
+            steps=500,
+            warmup_steps=50,
             global_batch=64,
             rank_batch=64,
             optim=Optim(lr_per_256=8e-3, betas=(0.9, 0.95), weight_decay=0.05),
             log_every_steps=10,
-            save_every_steps=200,
+            save_every_steps=250,
         ),
     )

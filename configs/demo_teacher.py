@@ -22,8 +22,8 @@ def demo_teacher() -> Recipe:
         training=Training(
             epochs=1,
             warmup_epochs=0,
-            steps=500,
-            warmup_steps=50,
+            steps=600,
+            warmup_steps=60,
             global_batch=64,
             rank_batch=64,
             optim=Optim(lr_per_256=8e-3, betas=(0.9, 0.95), weight_decay=0.05),
