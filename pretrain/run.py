@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pretrain.checkpoint import TrainState
 from pretrain.distributed import World
 from pretrain.recipe import Recipe, as_record, differences
-from zoo.errors import Exit, UsageError, ZooError
+from zoo.errors import Exit, IntegrityError, UsageError, ZooError
 from zoo.files import atomic_json, disk_errors, process_alive, sweep
 
 
@@ -87,7 +87,13 @@ class RunFolder:
         now = as_record(recipe)
         if place.exists():
             free = now.keys() - as_record(recipe, runtime=False).keys()
-            earlier = json.loads(place.read_bytes())
+            earlier = _read(place)
+            if not earlier:
+                raise IntegrityError(
+                    "the run's recipe cannot be read",
+                    where=str(place),
+                    fix="restore it from a backup, or start anew in another folder (--out)",
+                )
             refuse_changes(
                 self.path, *({k: v for k, v in r.items() if k not in free} for r in (earlier, now))
             )
@@ -163,8 +169,10 @@ def _describe(owner: Path) -> str:
     return f"process {record.get('pid', 'unknown')} on {record.get('host', 'unknown host')}"
 
 
-def _read(owner: Path) -> dict[str, Any]:
+def _read(place: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none that can be read."""
     try:
-        return json.loads(owner.read_bytes())
+        record = json.loads(place.read_bytes())
     except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}

@@ -52,6 +52,15 @@ def test_finished_run_started_again_changes_nothing(photos: Path, out: Path) -> 
     assert (out / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.parametrize("content", ["", '{"name": "mae', "[1, 2]"])
+def test_a_recipe_that_cannot_be_read_is_refused(
+    photos: Path, out: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out / "recipe.json").write_text(content)
+    assert zoo(words("mae-vit-t", photos, out, SETTINGS)) == 4
+    assert "recipe.json" in capsys.readouterr().err
+
+
 def test_second_run_in_a_folder_is_refused_and_a_third_takes_over(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
