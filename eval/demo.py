@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.demo_page import write_page
+from eval.demo_page import Score, write_page
 from eval.probe import KNN, accuracy, extract, images_of, knn_predict, ridge_predict
-from eval.run import open_split
+from eval.run import labels_of, open_split
 from eval.shapes import draw_dataset
 from pretrain.index import ImageIndex, open_index
 from pretrain.launch import pretrain
@@ -31,16 +31,6 @@ from zoo.vit import build_vit
 PROBE = KNN(pooling="mean")
 TRAIN_PER_CLASS, VAL_PER_CLASS = 250, 100
 PIXELS = "raw pixels"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Accuracies of one network's frozen features and their standard errors, in percent."""
-
-    linear: float
-    linear_error: float
-    knn: float
-    knn_error: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +90,7 @@ def run_demo(out: Path, *, data: Path | None = None) -> DemoReport:
     runs["MAE student"] = out / "mae"
     page = write_page(
         out / "index.html",
-        scores={name: (s.linear, s.linear_error, s.knn, s.knn_error) for name, s in scores.items()},
+        scores=scores,
         models=models,
         runs=runs,
         images=val,
@@ -203,9 +193,7 @@ def _score_pixels(train: ImageIndex, val: ImageIndex) -> Score:
 
 
 def _probe(memory: Tensor, queries: Tensor, train: ImageIndex, val: ImageIndex) -> Score:
-    labels, truth = (
-        torch.from_numpy(index.labels).long() for index in (train, val) if index.labels is not None
-    )
+    labels, truth = labels_of(train), labels_of(val)
     classes = len(train.classes)
     linear = accuracy(ridge_predict(memory, labels, queries, classes=classes), truth)
     near = accuracy(knn_predict(memory, labels, queries, classes=classes, knn=PROBE), truth)

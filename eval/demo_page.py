@@ -1,6 +1,7 @@
 """The demo's page: a table, bars, curves, and relation maps of teacher and student."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,24 @@ from zoo.folder import Model
 from zoo.images import normalise, read_image
 from zoo.vit import Tap, taps
 
-Accuracies = tuple[float, float, float, float]
-"""Linear probe and its standard error, kNN and its standard error, in percent."""
-
 _TEACHER, _STUDENT = "MAE teacher", "TinyMIM student"
 _ROWS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Accuracies of one network's frozen features and their standard errors, in percent."""
+
+    linear: float
+    linear_error: float
+    knn: float
+    knn_error: float
 
 
 def write_page(
     path: Path,
     *,
-    scores: Mapping[str, Accuracies],
+    scores: Mapping[str, Score],
     models: Mapping[str, Model],
     runs: Mapping[str, Path],
     images: ImageIndex,
@@ -48,8 +56,8 @@ def write_page(
         )
     page.heading("Frozen features")
     page.table(_table(scores, models, runs))
-    values = {name: linear for name, (linear, *_) in scores.items()}
-    errors = {name: error for name, (_, error, *_) in scores.items()}
+    values = {name: score.linear for name, score in scores.items()}
+    errors = {name: score.linear_error for name, score in scores.items()}
     chart = bars(values, xlabel="linear probe, %", errors=errors, highlight=(_STUDENT,))
     page.figure(
         chart,
@@ -72,12 +80,12 @@ def write_page(
 
 
 def _table(
-    scores: Mapping[str, Accuracies],
+    scores: Mapping[str, Score],
     models: Mapping[str, Model],
     runs: Mapping[str, Path],
 ) -> Table:
     rows = []
-    for name, (linear, linear_error, knn, knn_error) in scores.items():
+    for name, score in scores.items():
         model, run = models.get(name), runs.get(name)
         parameters = sum(p.numel() for p in model.vit.parameters()) if model else None
         rows.append(
@@ -86,8 +94,8 @@ def _table(
                 f"{model.config.width} × {model.config.depth}" if model else "–",
                 f"{parameters / 1e6:.2f} M" if parameters else "–",
                 f"{read_log(run / 'log.jsonl')[-1]['step']:,}" if run else "0",
-                f"{linear:.1f} ± {linear_error:.1f}",
-                f"{knn:.1f} ± {knn_error:.1f}",
+                f"{score.linear:.1f} ± {score.linear_error:.1f}",
+                f"{score.knn:.1f} ± {score.knn_error:.1f}",
             ]
         )
     columns = ["network", "width × depth", "parameters", "steps", "linear, %", "kNN, %"]

@@ -1,6 +1,5 @@
 """``zoo eval``: a model, a benchmark, a data folder; a result."""
 
-import importlib.metadata
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,9 @@ import torch
 
 from eval.probe import KNN, Pooling, accuracy, extract, knn_predict
 from eval.results import Result
+from pretrain.distributed import choose_device
 from pretrain.index import ImageIndex, open_index
-from pretrain.launch import environment
+from pretrain.launch import code_version, environment
 from zoo.errors import DataError, UsageError
 from zoo.folder import Model, load_model
 from zoo.hub import locate
@@ -35,17 +35,12 @@ def evaluate(
         raise UsageError(f"no benchmark is called {benchmark!r}", fix="choose one of: knn")
     if pooling not in ("cls", "mean"):
         raise UsageError(f"no pooling is called {pooling!r}", fix="choose one of: cls, mean")
-    place = torch.device(_device(device))
     loaded = load_model(locate(model))
     knn = KNN(pooling=cast(Pooling, pooling))
-    result = score_knn(loaded, data, knn=knn, workers=workers, device=place)
+    result = score_knn(loaded, data, knn=knn, workers=workers, device=choose_device(device))
     if results is not None:
         result.save(results)
     return result
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def score_knn(model: Model, data: Path, *, knn: KNN, workers: int, device: torch.device) -> Result:
@@ -56,7 +51,7 @@ def score_knn(model: Model, data: Path, *, knn: KNN, workers: int, device: torch
         extract(model, index, pooling=knn.pooling, device=device, workers=workers)
         for index in (train, val)
     ]
-    train_labels, labels = (_labels(index) for index in (train, val))
+    train_labels, labels = (labels_of(index) for index in (train, val))
     predictions = knn_predict(
         features[0], train_labels, features[1], classes=len(train.classes), knn=knn
     )
@@ -74,7 +69,7 @@ def score_knn(model: Model, data: Path, *, knn: KNN, workers: int, device: torch
         data_fingerprint=f"{train.fingerprint}+{val.fingerprint}",
         dtype="float32",
         seconds=round(time.perf_counter() - started, 2),
-        code_version=f"tinyzoo {importlib.metadata.version('tinyzoo')}",
+        code_version=code_version(),
         environment=environment(),
     )
 
@@ -101,6 +96,7 @@ def open_split(data: Path) -> tuple[ImageIndex, ImageIndex]:
     return train, val
 
 
-def _labels(index: ImageIndex) -> torch.Tensor:
+def labels_of(index: ImageIndex) -> torch.Tensor:
+    """(N,) int64 labels of an index that ``open_split`` gave."""
     assert index.labels is not None
     return torch.from_numpy(index.labels).long()

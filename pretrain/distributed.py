@@ -98,6 +98,13 @@ _BROKEN = (
 )
 
 
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of this name; ``auto`` takes CUDA where there is any."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
 @contextlib.contextmanager
 def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[World]:
     """Join the ranks that torchrun (or anything that sets its variables) started; or be alone.
@@ -105,8 +112,9 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
     device: ``auto`` takes CUDA where there is any.  NCCL on CUDA, gloo on the CPU.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    place = torch.device("cuda", local_rank) if kind == "cuda" else torch.device(kind)
+    place = choose_device(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     size = int(os.environ.get("WORLD_SIZE", "1"))

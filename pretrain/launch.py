@@ -195,11 +195,15 @@ def _export(
         recipe=as_record(recipe),
         steps=state.step,
         data_fingerprint=index.fingerprint,
-        code_version=f"tinyzoo {importlib.metadata.version('tinyzoo')}",
+        code_version=code_version(),
         environment=environment(),
         licenses=licenses,
     )
     save_model(run.export, recipe.student, made.weights, card)
+
+
+def code_version() -> str:
+    return f"tinyzoo {importlib.metadata.version('tinyzoo')}"
 
 
 def environment() -> dict[str, str]:

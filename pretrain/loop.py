@@ -20,11 +20,9 @@ from pretrain.checkpoint import TrainState
 from pretrain.distributed import Agreement, World, lost_rank
 from pretrain.log import Meters, RunLog
 from pretrain.objective import Batch, Objective
-from pretrain.optim import NotNegative, Optim, Positive, set_lr
+from pretrain.optim import Count, NotNegative, Optim, Positive, set_lr
 from pretrain.signals import StopSignals
 from zoo.errors import DataError, DivergedError, PreemptedError
-
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

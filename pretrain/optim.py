@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pretrain.objective import Objective, ParamGroup
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -16,13 +16,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from pretrain.objective import Batch, Export, ParamGroup
-from pretrain.optim import decay_matrices
+from pretrain.optim import Count, decay_matrices
 from pretrain.views import FLIP_DRAWS, flip
 from zoo.errors import UsageError
 from zoo.images import normalise
 from zoo.vit import LAYER_NORM_EPS, ViTConfig, build_vit, embed, initialise, sincos_positions
-
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

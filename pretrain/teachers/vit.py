@@ -2,13 +2,13 @@
 
 import contextlib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from pretrain.optim import Count
 from zoo.card import TeacherRecord
 from zoo.errors import UsageError
 from zoo.folder import load_model
@@ -23,9 +23,9 @@ class ViTTeacher:
 
     source: str
     """A model folder, ``hf-hub:org/name[@revision]``, or a timm name with weights on the Hub."""
-    block: Annotated[int, Field(ge=1)] | None = None
+    block: Count | None = None
     """1-based; null for the last one."""
-    relation_heads: Annotated[int, Field(ge=1)] | None = None
+    relation_heads: Count | None = None
     """Null: what the teacher's card records, else its own attention heads."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 holds the weights themselves in bf16: half the memory, no autocast."""
