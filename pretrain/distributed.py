@@ -19,16 +19,19 @@ from zoo.errors import LostRankError
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to kill this process when its parent dies (Linux; elsewhere nothing happens).
 
     Killing torchrun with -9 otherwise leaves its ranks training as orphans.
+
+    parent: the parent's pid, where it is known: a parent that died before this call is then
+    noticed too, and ends this process at once.
     """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died between the two lines above
+    if os.getppid() != parent:  # it died before the kernel knew
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -123,8 +126,9 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
         return
     die_with_parent()
     limit = timedelta(seconds=timeout_seconds)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=limit)
-    control = dist.new_group(backend="gloo", timeout=limit)
+    with lost_rank(World(device=place, rank=int(os.environ["RANK"]), size=size)):
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=limit)
+        control = dist.new_group(backend="gloo", timeout=limit)
     try:
         yield World(rank=dist.get_rank(), size=size, device=place, control=control)
     finally:

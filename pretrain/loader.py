@@ -6,6 +6,7 @@ Workers are torch's; they die with the training process, and the death of one is
 import atexit
 import functools
 import multiprocessing.connection
+import os
 import signal
 import sys
 import threading
@@ -108,7 +109,7 @@ class Loader:
                 num_workers=self.workers,
                 # Forked, a worker shares the index and has us for its parent (die_with_parent).
                 multiprocessing_context=_FORK if self.workers else None,
-                worker_init_fn=_begin_worker,
+                worker_init_fn=functools.partial(_begin_worker, os.getpid()),
                 pin_memory=torch.cuda.is_available(),
                 prefetch_factor=PREFETCH if self.workers else None,
                 timeout=POLL_SECONDS if self.workers else 0,
@@ -125,8 +126,8 @@ def _as_is(answer: Any) -> Any:
     return answer
 
 
-def _begin_worker(_: int) -> None:
-    die_with_parent()
+def _begin_worker(parent: int, _: int) -> None:
+    die_with_parent(parent)
     torch.set_num_threads(1)
     # A scheduler signals the whole group; the training process decides when its workers leave.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

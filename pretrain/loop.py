@@ -6,6 +6,7 @@ A step reads: batch → losses → backward → check → clip → step → log 
 import contextlib
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
@@ -150,8 +151,13 @@ def _wrap(objective: Objective, training: Training, world: World) -> nn.Module:
         module.compile(dynamic=False)
     if world.size == 1:
         return module
-    # Everything with requires_grad gets a gradient each step: no search for unused parameters.
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with lost_rank(world), warnings.catch_warnings():
+        # torch means to replace this option by two and has the second not ready.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        # Everything with requires_grad gets a gradient each step: no search for unused parameters.
+        return DistributedDataParallel(
+            module, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
 def _forward_backward(

@@ -1,5 +1,6 @@
 """Several ranks on this machine: torchrun as a child, and its true exit code."""
 
+import functools
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ def start_ranks(nproc: int, words: list[str], folder: Path) -> None:
         env=environment,
         # Ctrl-C reaches us alone, and each rank once: a third signal would end it unsaved.
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
     handlers = {
         number: signal.signal(number, lambda *_: child.send_signal(signal.SIGTERM))

@@ -95,8 +95,13 @@ class Run:
         return [code for code in codes if code is not None]
 
     def kill(self, rank: int = 0) -> None:
-        """kill -9 one rank, then wait until every process of the run has gone."""
+        """kill -9 one rank, then wait until every process of the run has gone.
+
+        As torchrun does, the others are asked to end: a rank that still waits for the dead one to
+        join cannot know that it never will.
+        """
         self.processes[rank].kill()
+        self.terminate()
         self.wait_gone()
 
     def terminate(self) -> None:
