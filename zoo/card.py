@@ -33,11 +33,13 @@ class TeacherRecord:
     name: str
     digest: str
     """The teacher's model digest."""
-    block: int
-    """1-based block whose relations or features were the target."""
+    block: int | None
+    """1-based block whose relations or features were the target; null for a convnet."""
     license: str
     """Of the teacher's weights, as its folder states it."""
     relation_heads: int | None = None
+    stride: int | None = None
+    """Side of a cell of the convnet's stage whose features were the target, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +50,10 @@ class Card:
 
     name: str
     method: str
-    heads: int
-    """Attention heads of every block: weight shapes cannot tell."""
-    last_trained_block: int
-    """1-based; features are read after it."""
+    heads: int | None
+    """Attention heads of every block: weight shapes cannot tell.  Null for a convnet."""
+    last_trained_block: int | None
+    """1-based; features are read after it.  Null for a convnet."""
     fresh_parameters: list[str] = field(default_factory=list)
     """Never trained: fine-tuning initialises them anew."""
     weights: str = "raw"
@@ -99,7 +101,12 @@ def readme(card: Card, architecture: str, parameters: int) -> str:
     data = ModelCardData(
         library_name="timm",
         pipeline_tag="image-feature-extraction",
-        tags=["timm", "image-feature-extraction", "self-supervised", card.method, "vit"],
+        tags=[
+            "timm",
+            "image-feature-extraction",
+            card.method,
+            "convnet" if card.heads is None else "vit",
+        ],
         license="other",
         license_name="see-lineage",
         license_link="zoo.json",
@@ -111,22 +118,17 @@ def readme(card: Card, architecture: str, parameters: int) -> str:
 
 
 def _paragraphs(card: Card, architecture: str, parameters: int) -> list[str]:
+    token_shape = "(B, tokens, width), class token first"
+    shape = "(B, channels, rows, columns)" if card.heads is None else token_shape
     lines = [
         f"# {card.name}",
-        f"A {parameters / 1e6:.1f} M-parameter vision transformer (timm `{architecture}`, "
-        f"{card.heads} heads), pre-trained with {card.method} for {card.steps:,} steps "
-        f"({card.weights} weights).",
+        _what_it_is(card, architecture, parameters),
         "```python\nimport timm\n\n"
         'model = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
-        "features = model.forward_features(images)  # (B, tokens, width), class token first\n```",
+        f"features = model.forward_features(images)  # {shape}\n```",
     ]
     if card.teacher:
-        heads = card.teacher.relation_heads
-        lines.append(
-            f"Teacher: {card.teacher.name}, block {card.teacher.block}"
-            + (f", {heads} relation heads" if heads else "")
-            + f" (digest `{card.teacher.digest[:12]}`)."
-        )
+        lines.append(f"Teacher: {_read_at(card.teacher)} (digest `{card.teacher.digest[:12]}`).")
     if card.fresh_parameters:
         names = ", ".join(f"`{name}`" for name in card.fresh_parameters)
         lines.append(
@@ -140,6 +142,27 @@ def _paragraphs(card: Card, architecture: str, parameters: int) -> list[str]:
     )
     lines.append("The full record (recipe, data fingerprint, environment, digests) is `zoo.json`.")
     return lines
+
+
+def _what_it_is(card: Card, architecture: str, parameters: int) -> str:
+    is_vit = card.heads is not None
+    kind = "vision transformer" if is_vit else "convolutional network"
+    network = f"timm `{architecture}`" + (f", {card.heads} heads" if is_vit else "")
+    return (
+        f"A {parameters / 1e6:.1f} M-parameter {kind} ({network}), pre-trained with {card.method}"
+        + (f" for {card.steps:,} steps" if card.steps else "")
+        + f" ({card.weights} weights)."
+    )
+
+
+def _read_at(teacher: TeacherRecord) -> str:
+    places = {
+        "block {}": teacher.block,
+        "cells of {} px": teacher.stride,
+        "{} relation heads": teacher.relation_heads,
+    }
+    stated = [text.format(value) for text, value in places.items() if value]
+    return ", ".join([teacher.name, *stated])
 
 
 def _scores(card: Card) -> str:

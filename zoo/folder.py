@@ -16,14 +16,18 @@ from platformdirs import user_cache_path
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.card import Card, FileRecord, read_card, readme
+from zoo.convnet import ConvnetConfig, Stage, cut_after, require_grid, stage_at
 from zoo.errors import IntegrityError, UsageError
 from zoo.files import atomic_folder, atomic_json, safe_join, sha256_of
 from zoo.images import Preprocess
 from zoo.layout import (
+    convnet_from_layout,
     empty_from_layout,
+    image_size_of,
+    is_convnet,
     license_of,
     preprocess_of,
     read_layout,
@@ -35,15 +39,13 @@ from zoo.vit import ViTConfig, adopt_weights, config_of
 WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "zoo.json"
 
 _HEAD = re.compile(r"(head|head_dist)\..*")
+_CLASSIFIER = re.compile(r"(fc|classifier|head|head\.fc)\.(weight|bias)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """A network with what is known of it."""
+class _Known:
+    """What is known of a network, of whichever kind."""
 
-    vit: VisionTransformer
-    """In eval mode, without a classification head."""
-    config: ViTConfig
     folder: Path
     digest: str
     """sha256 over weights and configuration."""
@@ -58,12 +60,32 @@ class Model:
     def name(self) -> str:
         return self.card.name if self.card else self.folder.name
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model(_Known):
+    """A ViT with what is known of it."""
+
+    vit: VisionTransformer
+    """In eval mode, without a classification head."""
+    config: ViTConfig
+
     @property
     def last_trained_block(self) -> int:
-        return self.card.last_trained_block if self.card else self.config.depth
+        return (self.card and self.card.last_trained_block) or self.config.depth
 
 
-def save_model(folder: Path, config: ViTConfig, weights: Mapping[str, Tensor], card: Card) -> Card:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Convnet(_Known):
+    """A convnet, cut after one of its stages, with what is known of it."""
+
+    net: nn.Module
+    """In eval mode; channels last in memory."""
+    stage: Stage
+
+
+def save_model(
+    folder: Path, config: ViTConfig | ConvnetConfig, weights: Mapping[str, Tensor], card: Card
+) -> Card:
     """Write a model folder, all of it or nothing; returns the card with digests filled in.
 
     weights: timm's key names.  Raises DiskError, IntegrityError (NaN weights).
@@ -155,10 +177,7 @@ def load_model(
     layout = read_layout(folder / CONFIG)
     vit = empty_from_layout(layout, folder / CONFIG)
     config = config_of(vit)
-    expected = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
-    path = folder / WEIGHTS
-    found = read_shapes(path)
-    require_match(path, {n: s for n, s in found.items() if not _HEAD.fullmatch(n)}, expected)
+    _require_weights_of(vit, folder / WEIGHTS, _HEAD)
     if blocks is not None and blocks < 1:
         raise UsageError(
             f"blocks are counted from 1: there is no block {blocks}",
@@ -168,22 +187,71 @@ def load_model(
     if blocks is not None and blocks < config.depth:
         vit.blocks = vit.blocks[:blocks]
         vit.norm = torch.nn.Identity()
-    stored = read_tensors(path, vit.state_dict().keys(), device)
-    require_finite(path, stored)
-    weights = as_fp32(path, stored)
+    weights = _read_weights_of(vit, folder / WEIGHTS, device)
     if image_size is not None and image_size != config.image_size:
         config = replace(config, image_size=image_size)
         _resize_positions(vit, weights, config)
     adopt_weights(vit, weights).eval()
-    return Model(
-        vit=vit,
-        config=config,
-        folder=folder,
-        digest=_digest(remembered_sha256(path), layout),
-        preprocess=preprocess_of(layout, config),
-        license=card.licenses.get("weights", "not stated") if card else license_of(layout),
-        card=card,
-    )
+    return Model(vit=vit, config=config, **_known(folder, layout, card, config.image_size))
+
+
+def load_convnet(
+    folder: Path,
+    *,
+    stride: int | None = None,
+    image_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Convnet:
+    """Read a model folder that holds a convnet, ours or timm's, cut after the stage of ``stride``.
+
+    stride: in pixels; null for the last stage.  image_size: null for what the folder states.  All
+    weights are checked as in ``load_model``.  Raises IntegrityError, UsageError.
+    """
+    card = verify(folder)
+    layout = read_layout(folder / CONFIG)
+    net = convnet_from_layout(layout)
+    stage = stage_at(net, stride)
+    size = image_size or image_size_of(layout)
+    require_grid(net, stage, size)
+    _require_weights_of(net, folder / WEIGHTS, _CLASSIFIER)
+    cut_after(net, stage)
+    weights = _read_weights_of(net, folder / WEIGHTS, device)
+    net.load_state_dict(weights, strict=True, assign=True)
+    net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Convnet(net=net, stage=stage, **_known(folder, layout, card, size))
+
+
+def holds_convnet(folder: Path) -> bool:
+    """Whether a model folder holds a convnet, and not a ViT.  Raises IntegrityError."""
+    return is_convnet(read_layout(folder / CONFIG))
+
+
+def _known(
+    folder: Path, layout: dict[str, Any], card: Card | None, image_size: int
+) -> dict[str, Any]:
+    return {
+        "folder": folder,
+        "digest": _digest(remembered_sha256(folder / WEIGHTS), layout),
+        "preprocess": preprocess_of(layout, image_size),
+        "license": card.licenses.get("weights", "not stated") if card else license_of(layout),
+        "card": card,
+    }
+
+
+def _require_weights_of(net: nn.Module, path: Path, head: re.Pattern[str]) -> None:
+    """Raise IntegrityError unless the file holds the network's tensors, a head aside."""
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: shape for name, shape in read_shapes(path).items() if not head.fullmatch(name)}
+    require_match(path, found, expected)
+
+
+def _read_weights_of(net: nn.Module, path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """The network's tensors: weights of any float type as fp32, counters as they are."""
+    named = net.state_dict()
+    stored = read_tensors(path, named, device)
+    require_finite(path, stored)
+    weights = {n: t for n, t in stored.items() if named[n].is_floating_point()}
+    return {**stored, **as_fp32(path, weights)}
 
 
 def _resize_positions(

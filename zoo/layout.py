@@ -14,7 +14,9 @@ import timm
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+from zoo.convnet import ConvnetConfig, empty_convnet
 from zoo.errors import IntegrityError, UsageError
 from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from zoo.vit import MOST, VIT_B, VIT_L, VIT_S, VIT_T, ViTConfig
@@ -31,8 +33,15 @@ _ARCHITECTURES = {
 _ARCHITECTURE = re.compile(r"vit_[a-z0-9_]+(\.[a-z0-9_]+)?")
 
 
-def timm_config(config: ViTConfig, name: str) -> dict[str, Any]:
+def timm_config(config: ViTConfig | ConvnetConfig, name: str) -> dict[str, Any]:
     """``config.json`` as timm reads and writes it, everything stated."""
+    if isinstance(config, ConvnetConfig):
+        return {
+            "architecture": config.architecture,
+            "num_classes": 0,
+            "model_args": config.arguments,
+            "pretrained_cfg": {**_pretrained_cfg(config.image_size, name), "classifier": "fc"},
+        }
     return {
         "architecture": _ARCHITECTURES.get(config.width, "vit_base_patch16_224"),
         "num_classes": 0,
@@ -49,20 +58,26 @@ def timm_config(config: ViTConfig, name: str) -> dict[str, Any]:
             "fc_norm": False,
         },
         "pretrained_cfg": {
-            "tag": name,
-            "custom_load": False,
-            "input_size": [3, config.image_size, config.image_size],
+            **_pretrained_cfg(config.image_size, name),
             "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "crop_mode": "center",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "num_classes": 0,
-            "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
+    }
+
+
+def _pretrained_cfg(image_size: int, name: str) -> dict[str, Any]:
+    return {
+        "tag": name,
+        "custom_load": False,
+        "input_size": [3, image_size, image_size],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "num_classes": 0,
+        "pool_size": None,
     }
 
 
@@ -94,6 +109,8 @@ class _Arguments:
     pre_norm: bool = False
     fc_norm: bool | None = None
     dynamic_img_size: bool = False
+    channels: Annotated[list[_Width], Field(max_length=8)] | None = None
+    layers: Annotated[list[_Depth], Field(max_length=8)] | None = None
 
 
 _Rgb = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
@@ -109,6 +126,7 @@ class _Pretrained:
     std: _Rgb | None = None
     crop_pct: float | None = None
     license: str | None = None
+    input_size: Annotated[list[_Side], Field(min_length=3, max_length=3)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,17 +188,39 @@ def empty_from_layout(layout: dict[str, Any], path: Path) -> VisionTransformer:
     )
 
 
-def preprocess_of(layout: dict[str, Any], config: ViTConfig) -> Preprocess:
+def is_convnet(layout: dict[str, Any]) -> bool:
+    """Whether a read ``config.json`` names a network of timm's that is no ViT."""
+    name = layout["architecture"].split(".")[0]
+    return not name.startswith("vit_") and timm.is_model(name)
+
+
+def convnet_from_layout(layout: dict[str, Any]) -> nn.Module:
+    """The convnet that a read ``config.json`` describes, on the meta device, without a classifier.
+
+    Raises UsageError where it is not one that timm can build.
+    """
+    arguments = dict(layout.get("model_args") or {})
+    for head in ("num_classes", "global_pool"):  # what we leave out anyhow
+        arguments.pop(head, None)
+    return empty_convnet(layout["architecture"].split(".")[0], arguments)
+
+
+def preprocess_of(layout: dict[str, Any], image_size: int) -> Preprocess:
     """How images become this network's input; ImageNet's statistics where nothing is stated."""
     stated = layout["pretrained_cfg"] or {}
     red, green, blue = stated.get("mean") or IMAGENET_MEAN
     red_std, green_std, blue_std = stated.get("std") or IMAGENET_STD
     return Preprocess(
-        image_size=config.image_size,
+        image_size=image_size,
         crop_pct=stated.get("crop_pct") or 0.875,
         mean=(red, green, blue),
         std=(red_std, green_std, blue_std),
     )
+
+
+def image_size_of(layout: dict[str, Any]) -> int:
+    """Side of the input that a read ``config.json`` states, in pixels; ImageNet's by default."""
+    return ((layout["pretrained_cfg"] or {}).get("input_size") or [3, 224, 224])[-1]
 
 
 def license_of(layout: dict[str, Any]) -> str:
