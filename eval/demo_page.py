@@ -138,6 +138,7 @@ def _teacher_block(models: Mapping[str, Model]) -> int:
     card = models[_STUDENT].card
     assert card is not None
     assert card.teacher is not None
+    assert card.teacher.block is not None
     return card.teacher.block
 
 

@@ -42,8 +42,8 @@ class Export:
 
     weights: Mapping[str, Tensor]
     """The network's state dict, timm's key names."""
-    last_trained_block: int
-    """1-based; features come from here."""
+    last_trained_block: int | None
+    """1-based; features come from here.  Null for a convnet."""
     fresh: tuple[str, ...] = ()
     """Names of parameters that training never touched: fine-tuning initialises them anew."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pretrain.data import Data
 from pretrain.loop import Training
 from pretrain.objective import Objective
+from zoo.convnet import ConvnetConfig
 from zoo.errors import UsageError
 from zoo.vit import ViTConfig
 
@@ -30,17 +31,23 @@ class Method(Protocol):
 
     name: ClassVar[str]
 
-    def build(self, student: ViTConfig, *, seed: int, device: torch.device) -> Objective:
-        """The objective, on ``device``.  Raises before step 0 whatever could not work."""
+    def build(self, student: Any, *, seed: int, device: torch.device) -> Objective:
+        """The objective, on ``device``.  Raises before step 0 whatever could not work.
+
+        student: the network's configuration, of the kind that the method trains.
+        """
         ...
 
 
+Student = TypeVar("Student", ViTConfig, ConvnetConfig)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class Recipe(Generic[Student]):
     """Everything that makes a checkpoint."""
 
     name: str
-    student: ViTConfig
+    student: Student
     method: Method
     data: Data
     training: Training

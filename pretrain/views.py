@@ -7,11 +7,14 @@ B images, S pixels a side, D draws a sample, each uniform in [0, 1).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FLIP_DRAWS = 1
 JITTER_DRAWS = 4
+ZOOM_DRAWS = 3
 TWO_VIEW_DRAWS = FLIP_DRAWS + JITTER_DRAWS
+STRONG_VIEW_DRAWS = ZOOM_DRAWS + FLIP_DRAWS + JITTER_DRAWS + 1
 """Each says how many draws its function takes from the front of a sample's."""
 
 
@@ -59,6 +62,38 @@ def _choose(operation: Tensor, brightness: Tensor, contrast: Tensor, saturation:
 def _grey(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)  # torchvision's weights
+
+
+def zoom(images01_B3SS: Tensor, least: float, draws_B3: Tensor) -> Tensor:
+    """A square crop of every image at a place of its own, brought back to full size (bilinear).
+
+    (B, 3, S, S) floats to the same.  The crop's side is uniform in [``least``, 1] of the image's
+    (first draw), its place uniform (the other two).
+    """
+    side = least + (1 - least) * draws_B3[:, 0]
+    shift = (1 - side)[:, None] * (2 * draws_B3[:, 1:] - 1)  # of the centre, in [-1, 1]
+    scale = torch.diag_embed(side[:, None].expand(-1, 2))
+    place = torch.cat([scale, shift.unsqueeze(-1)], dim=-1)
+    grid = F.affine_grid(place, list(images01_B3SS.shape), align_corners=False)
+    return F.grid_sample(images01_B3SS, grid, padding_mode="border", align_corners=False)
+
+
+def strong_view(
+    images01: Tensor,
+    draws_BD: Tensor,
+    *,
+    least_side: float,
+    jitter: tuple[float, float, float],
+    grey: float,
+) -> Tensor:
+    """Zoom, flip, colour jitter and, with probability ``grey``, no colour: SimCLR's, unblurred.
+
+    (B, 3, S, S) floats in [0, 1] to the same.  ``draws_BD``: ``STRONG_VIEW_DRAWS`` a sample.
+    """
+    zooming, flipping, jittering, greying = draws_BD.split([ZOOM_DRAWS, 1, JITTER_DRAWS, 1], dim=1)
+    view = flip(zoom(images01, least_side, zooming), flipping[:, 0])
+    view = color_jitter(view, jitter, jittering)
+    return torch.where(greying[:, :, None, None] < grey, _grey(view), view)
 
 
 def two_views(

@@ -61,6 +61,8 @@ class Card:
     relation_heads: int | None = None
     """How many heads the last block's relations were distilled with, if they were."""
     teacher: TeacherRecord | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    """Of imported weights: the file's name, sha256 and format."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """The recipe as resolved."""
     steps: int = 0
@@ -104,6 +106,7 @@ def readme(card: Card, architecture: str, parameters: int) -> str:
         tags=[
             "timm",
             "image-feature-extraction",
+            "self-supervised",
             card.method,
             "convnet" if card.heads is None else "vit",
         ],
@@ -129,6 +132,9 @@ def _paragraphs(card: Card, architecture: str, parameters: int) -> list[str]:
     ]
     if card.teacher:
         lines.append(f"Teacher: {_read_at(card.teacher)} (digest `{card.teacher.digest[:12]}`).")
+    if card.source:
+        what = "{format}; `{file}` (sha256 `{sha256}`)".format_map(card.source)
+        lines.append(f"Imported from another project's file: {what}.")
     if card.fresh_parameters:
         names = ", ".join(f"`{name}`" for name in card.fresh_parameters)
         lines.append(

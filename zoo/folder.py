@@ -221,6 +221,14 @@ def load_convnet(
     return Convnet(net=net, stage=stage, **_known(folder, layout, card, size))
 
 
+def read_config(folder: Path) -> ViTConfig:
+    """The ViT that a model folder describes, without its weights.
+
+    Raises IntegrityError, UsageError.
+    """
+    return config_of(empty_from_layout(read_layout(folder / CONFIG), folder / CONFIG))
+
+
 def holds_convnet(folder: Path) -> bool:
     """Whether a model folder holds a convnet, and not a ViT.  Raises IntegrityError."""
     return is_convnet(read_layout(folder / CONFIG))

@@ -3,7 +3,7 @@
 He, Chen, Xie, Li, Dollár, Girshick: "Masked Autoencoders Are Scalable Vision Learners",
 CVPR 2022 (arXiv 2111.06377), §3.
 
-B images · P patches · V visible patches · D encoder width · E decoder width
+B images · P patches · M masked patches
 """
 
 from collections.abc import Iterable
@@ -12,15 +12,14 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from pretrain.masked import Decoder, mask_order, patchify, require_decoder_sizes
 from pretrain.objective import Batch, Export, ParamGroup
 from pretrain.optim import Count, decay_matrices
 from pretrain.views import FLIP_DRAWS, flip
-from zoo.errors import UsageError
 from zoo.images import normalise
-from zoo.vit import LAYER_NORM_EPS, ViTConfig, build_vit, embed, initialise, sincos_positions
+from zoo.vit import ViTConfig, build_vit, embed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +36,7 @@ class MAE:
     """Predict each patch's pixels normalised by that patch's own mean and variance."""
 
     def build(self, student: ViTConfig, *, seed: int, device: torch.device) -> "MaskedAutoencoder":
-        if self.decoder_width % self.decoder_heads or self.decoder_width % 4:
-            raise UsageError(
-                f"a decoder of width {self.decoder_width} cannot have {self.decoder_heads} heads",
-                where="method.decoder_width, method.decoder_heads",
-                fix="the width must be a multiple of 4 and of the heads",
-            )
+        require_decoder_sizes(self.decoder_width, self.decoder_heads)
         return MaskedAutoencoder(student, self, seed=seed).to(device)
 
 
@@ -54,7 +48,14 @@ class MaskedAutoencoder(nn.Module):
         self.config, self.method = student, method
         self.draws = FLIP_DRAWS + student.patches
         self.encoder = build_vit(student, seed=seed)
-        self.decoder = Decoder(student, method, seed=seed)
+        self.decoder = Decoder(
+            student,
+            width=method.decoder_width,
+            depth=method.decoder_depth,
+            heads=method.decoder_heads,
+            leave=nn.Linear(method.decoder_width, 3 * student.patch**2),
+            seed=seed,
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images = normalise(flip(batch.images, batch.draws[:, 0]) / 255)
@@ -79,57 +80,6 @@ class MaskedAutoencoder(nn.Module):
     def export(self) -> Export:
         """The encoder; the decoder has done its work."""
         return Export(weights=self.encoder.state_dict(), last_trained_block=self.config.depth)
-
-
-class Decoder(nn.Module):
-    """Mask tokens join the visible ones; a few blocks; pixels (§3, "MAE decoder")."""
-
-    positions: Tensor
-
-    def __init__(self, student: ViTConfig, method: MAE, *, seed: int) -> None:
-        super().__init__()
-        width = method.decoder_width
-        self.enter = nn.Linear(student.width, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.blocks = nn.Sequential(
-            *(
-                Block(width, method.decoder_heads, qkv_bias=True)
-                for _ in range(method.decoder_depth)
-            )
-        )
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.leave = nn.Linear(width, 3 * student.patch**2)
-        positions = sincos_positions(width, student.grid)
-        self.register_buffer("positions", positions, persistent=False)
-        # Another stream than the encoder's, which has the recipe's seed itself.
-        generator = torch.Generator().manual_seed(seed + 1)
-        initialise(self, generator)
-        nn.init.normal_(self.mask_token, std=0.02, generator=generator)
-
-    def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
-        """(B, P, 3·patch²) for tokens (B, 1 + V, D) of the first V patches of ``order`` (B, P)."""
-        tokens = self.enter(tokens)
-        batch, patches = order.shape
-        missing = patches + 1 - tokens.shape[1]
-        hidden = self.mask_token.to(tokens.dtype).expand(batch, missing, -1)
-        shuffled = torch.cat([tokens[:, 1:], hidden], dim=1)
-        place = order.argsort(dim=1).unsqueeze(-1).expand_as(shuffled)
-        full = torch.cat([tokens[:, :1], shuffled.gather(1, place)], dim=1)
-        full = self.norm(self.blocks(full + self.positions))
-        return self.leave(full[:, 1:])
-
-
-def mask_order(draws: Tensor) -> Tensor:
-    """A random order of patches per sample from uniform draws (B, P): the first stay visible."""
-    return draws.argsort(dim=1, stable=True)
-
-
-def patchify(images: Tensor, patch: int) -> Tensor:
-    """(B, 3, S, S) to (B, P, 3·patch²), patches in row order."""
-    batch, channels, side, _ = images.shape
-    grid = side // patch
-    cells = images.reshape(batch, channels, grid, patch, grid, patch)
-    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid**2, channels * patch**2)
 
 
 def normalise_patches(patches: Tensor) -> Tensor:

@@ -1,19 +1,19 @@
 """Plain-ViT teachers: frozen, cut at the block that is read."""
 
-import contextlib
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.optim import Count
+from pretrain.teachers.frozen import Frozen, FrozenTokens, Precision
 from zoo.card import TeacherRecord
 from zoo.errors import UsageError
-from zoo.folder import load_model
+from zoo.folder import load_model, read_config
 from zoo.hub import locate
-from zoo.images import Preprocess, normalise
+from zoo.images import Preprocess
 from zoo.vit import Tap, ViTConfig, divisors, taps
 
 
@@ -27,8 +27,7 @@ class ViTTeacher:
     """1-based; null for the last one."""
     relation_heads: Count | None = None
     """Null: what the teacher's card records, else its own attention heads."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 holds the weights themselves in bf16: half the memory, no autocast."""
+    precision: Precision = "fp32"
 
     def load(self, student: ViTConfig, device: torch.device) -> "FrozenViT":
         """Fetch, verify and freeze.  Raises UsageError, IntegrityError, NetworkError."""
@@ -60,8 +59,13 @@ class ViTTeacher:
             license=model.license,
             relation_heads=heads,
         )
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return FrozenViT(model.vit.to(dtype), model.preprocess, record=record, relation_heads=heads)
+        return FrozenViT(
+            model.vit,
+            model.preprocess,
+            record=record,
+            relation_heads=heads,
+            precision=self.precision,
+        )
 
 
 def _require_divides(heads: int, teacher_width: int, student_width: int) -> None:
@@ -75,8 +79,8 @@ def _require_divides(heads: int, teacher_width: int, student_width: int) -> None
         )
 
 
-class FrozenViT(nn.Module):
-    """A ViT in eval mode, whatever ``train()`` is called, that never takes a gradient."""
+class FrozenViT(Frozen):
+    """A ViT that gives Q, K and V of one block, each (B, N, D)."""
 
     def __init__(
         self,
@@ -85,24 +89,48 @@ class FrozenViT(nn.Module):
         *,
         record: TeacherRecord,
         relation_heads: int,
+        precision: Precision = "fp32",
     ) -> None:
-        super().__init__()
-        self.vit = vit.eval().requires_grad_(False)
-        self.preprocess, self.record, self.relation_heads = preprocess, record, relation_heads
-        self.dtype = next(vit.parameters()).dtype
+        assert record.block is not None
+        wanted = [Tap(record.block, kind) for kind in ("q", "k", "v")]
 
-    def train(self, mode: bool = True) -> "FrozenViT":
-        return super().train(False)
+        def read(net: VisionTransformer, images: Tensor) -> tuple[Tensor, ...]:
+            found = taps(net, images, wanted)
+            return tuple(found[tap] for tap in wanted)
 
-    @torch.no_grad()  # not inference_mode: the student's loss saves these tensors for backward
-    def forward(self, images01: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Q, K and V of the read block, each (B, N, D), for images (B, 3, S, S) in [0, 1]."""
-        images = normalise(images01, self.preprocess.mean, self.preprocess.std).to(self.dtype)
-        wanted = [Tap(self.record.block, kind) for kind in ("q", "k", "v")]
-        # Weights held in bf16 need no autocast, which would only add casts.
-        as_is = contextlib.nullcontext()
-        pure = self.dtype == torch.bfloat16
-        with torch.autocast(images.device.type, enabled=False) if pure else as_is:
-            found = taps(self.vit, images, wanted)
-        q, k, v = (found[tap] for tap in wanted)
-        return q, k, v
+        super().__init__(vit, read, preprocess, precision=precision)
+        self.record, self.relation_heads = record, relation_heads
+
+
+def vit_tokens(
+    folder: Path, *, image_size: int | None, precision: Precision, device: torch.device
+) -> FrozenTokens:
+    """A ViT's patch tokens after its final norm, read after its last trained block.
+
+    Raises IntegrityError, UsageError.
+    """
+    patch = read_config(folder).patch
+    if image_size is not None and image_size % patch:
+        below = max(1, image_size // patch) * patch
+        raise UsageError(
+            f"the teacher's patches of {patch} px do not tile an image of {image_size} px",
+            where=f"image size, teacher {folder.name}",
+            fix=f"choose an image size such as {below} or {below + patch}, or another teacher",
+        )
+    model = load_model(folder, image_size=image_size, device=device)
+    last = Tap(model.last_trained_block, "block")
+
+    def read(net: VisionTransformer, images: Tensor) -> Tensor:
+        return net.norm(taps(net, images, [last])[last])[:, 1:]
+
+    return FrozenTokens(
+        model.vit,
+        read,
+        model.preprocess,
+        record=TeacherRecord(
+            name=model.name, digest=model.digest, block=last.block, license=model.license
+        ),
+        cell=model.config.patch,
+        width=model.config.width,
+        precision=precision,
+    )

@@ -1,0 +1,127 @@
+"""SimCLR: two views of an image resemble each other more than any two images.  For convnets.
+
+Chen, Kornblith, Norouzi, Hinton: "A Simple Framework for Contrastive Learning of Visual
+Representations", ICML 2020 (arXiv 2002.05709), §2.  Here it makes small self-supervised convnets:
+teachers for Img2Vec where DINO's ResNet-50 is too large or not at hand.
+
+B images · C channels of the trained stage · Z projection width
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pretrain.objective import Batch, Export, ParamGroup
+from pretrain.optim import Count, NotNegative, Positive, decay_matrices
+from pretrain.views import STRONG_VIEW_DRAWS, strong_view
+from zoo.convnet import ConvnetConfig, build_convnet, read_stage, stage_at
+from zoo.images import normalise
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimCLR:
+    """Contrast within the rank's own batch, on the pooled map of one stage."""
+
+    name: ClassVar[str] = "simclr"
+
+    temperature: Positive = 0.2
+    projection_width: Count = 128
+    stride: Count | None = None
+    """Of the stage that is trained, in pixels; null for the last.  Later stages stay as they were
+    drawn."""
+    least_side: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Least side of a view's crop, as a share of the sample's."""
+    jitter: tuple[NotNegative, NotNegative, NotNegative] = (0.8, 0.8, 0.8)
+    """Brightness, contrast and saturation."""
+    grey: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Probability of a view without colour."""
+
+    def build(self, student: ConvnetConfig, *, seed: int, device: torch.device) -> "Contrast":
+        return Contrast(student, self, seed=seed).to(device)
+
+
+class Contrast(nn.Module):
+    """The objective: ``{"total", "agreement"}``, the loss and how often the right view is nearest.
+
+    Batch normalisation sees both views at once.
+    """
+
+    draws = 2 * STRONG_VIEW_DRAWS
+
+    def __init__(self, student: ConvnetConfig, method: SimCLR, *, seed: int) -> None:
+        super().__init__()
+        self.method = method
+        self.net = build_convnet(student, seed=seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stage = stage_at(self.net, method.stride)
+        channels = self.stage.channels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            self.projection = nn.Sequential(
+                nn.Linear(channels, channels),
+                nn.ReLU(),
+                nn.Linear(channels, method.projection_width),
+            )
+        self.fresh = self._freeze_beyond()
+
+    def _freeze_beyond(self) -> tuple[str, ...]:
+        """Take the gradient from what no image reaches; returns the names, as exported."""
+        reached = {id(p) for p in self._reached()}
+        beyond = {n: p for n, p in self.net.named_parameters() if id(p) not in reached}
+        for parameter in beyond.values():
+            parameter.requires_grad_(False)
+        return tuple(beyond)
+
+    def _reached(self) -> Iterable[nn.Parameter]:
+        probe = torch.zeros(2, 3, 4 * self.stage.stride, 4 * self.stage.stride)
+        self.net.eval()
+        read_stage(self.net, probe, self.stage).sum().backward()
+        reached = [p for p in self.net.parameters() if p.grad is not None]
+        self.net.zero_grad(set_to_none=True)
+        self.net.train()
+        return reached
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        images01 = (batch.images / 255).contiguous(memory_format=torch.channels_last)
+        views = [
+            strong_view(
+                images01,
+                draws,
+                least_side=self.method.least_side,
+                jitter=self.method.jitter,
+                grey=self.method.grey,
+            )
+            for draws in batch.draws.split(STRONG_VIEW_DRAWS, dim=1)
+        ]
+        maps = read_stage(self.net, normalise(torch.cat(views)), self.stage)
+        one, other = self.projection(maps.mean((2, 3))).float().chunk(2)
+        loss, agreement = contrastive_loss(one, other, self.method.temperature)
+        return {"total": loss, "agreement": agreement}
+
+    def param_groups(self, weight_decay: float) -> Iterable[ParamGroup]:
+        return decay_matrices(self.named_parameters(), weight_decay)
+
+    def export(self) -> Export:
+        """The whole convnet, without the projection."""
+        return Export(
+            weights=self.net.state_dict(),
+            last_trained_block=None,
+            fresh=self.fresh,
+            facts={"stride": self.stage.stride},
+        )
+
+
+def contrastive_loss(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """NT-Xent (Eq. 1) of two views (B, Z) each, and the share of views nearest to their twin.
+
+    Each of the 2·B views picks its twin among the 2·B − 1 others, by cosine over temperature.
+    """
+    views = F.normalize(torch.cat([one, other]), dim=1)
+    logits = views @ views.T / temperature
+    logits = logits.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -1e9)
+    twin = torch.arange(len(views), device=views.device).roll(len(one))
+    return F.cross_entropy(logits, twin), (logits.argmax(1) == twin).float().mean()
