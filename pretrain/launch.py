@@ -179,7 +179,8 @@ def _export(
             for name, tensor in state.average.averages.items():
                 state.objective.get_parameter(name).copy_(tensor)
     made = objective.export()
-    teacher = TeacherRecord(**made.facts["teacher"]) if "teacher" in made.facts else None
+    facts = made.facts
+    teacher = TeacherRecord(**facts["teacher"]) if "teacher" in facts else None
     licenses = {"code": "Apache-2.0", "weights": "not stated"}
     if teacher:
         licenses[f"teacher {teacher.name}"] = teacher.license
@@ -190,7 +191,8 @@ def _export(
         last_trained_block=made.last_trained_block,
         fresh_parameters=list(made.fresh),
         weights="ema" if state.average else "raw",
-        relation_heads=made.facts.get("relation_heads"),
+        relation_heads=facts.get("relation_heads"),
+        stride=facts.get("stride"),
         teacher=teacher,
         recipe=as_record(recipe),
         steps=state.step,

@@ -62,12 +62,24 @@ def list_recipes() -> list[str]:
 
 def summaries() -> dict[str, str]:
     """Every shipped recipe's name and the first line of its file's docstring."""
-    folder = importlib.resources.files("configs")
     found = {}
     for name in list_recipes():
-        source = (folder / f"{name.replace('-', '_')}.py").read_text()
-        found[name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+        tree = ast.parse(_place_of(name).read_text())
+        found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+        if named := named_overrides(name):
+            found[name] += f" Or: {', '.join(named)}."
     return found
+
+
+def named_overrides(name: str) -> dict[str, list[str]]:
+    """The named overrides of a recipe: what its file's ``NAMED`` says, read without running it.
+
+    Raises UsageError.
+    """
+    for node in ast.parse(_place_of(name).read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "NAMED":
+            return ast.literal_eval(node.value)
+    return {}
 
 
 def recipe_function(name: str) -> Callable[[], Recipe]:
@@ -75,17 +87,8 @@ def recipe_function(name: str) -> Callable[[], Recipe]:
 
     Raises UsageError.
     """
-    stem = Path(name).stem.replace("-", "_")
-    if name.endswith(".py") and Path(name).is_file():
-        place = Path(name)
-    elif name in list_recipes():
-        place = Path(str(importlib.resources.files("configs") / f"{stem}.py"))
-    else:
-        raise UsageError(
-            f"no recipe is called {name!r}" + _did_you_mean(name, list_recipes()),
-            where=f"shipped recipes: {', '.join(list_recipes())}",
-            fix="choose one of them, or give the path of a recipe file",
-        )
+    place = _place_of(name)
+    stem = place.stem
     spec = importlib.util.spec_from_file_location(f"configs.{stem}", place)
     assert spec is not None
     assert spec.loader is not None
@@ -101,24 +104,46 @@ def recipe_function(name: str) -> Callable[[], Recipe]:
     return function
 
 
-def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of this name with ``key.path=value`` overrides, every field checked.
+def _place_of(name: str) -> Path:
+    """The file of a shipped recipe's name, or of the path of a recipe file.  Raises UsageError."""
+    if name.endswith(".py") and Path(name).is_file():
+        return Path(name)
+    if name in list_recipes():
+        stem = name.replace("-", "_")
+        return Path(str(importlib.resources.files("configs") / f"{stem}.py"))
+    raise UsageError(
+        f"no recipe is called {name!r}" + _did_you_mean(name, list_recipes()),
+        where=f"shipped recipes: {', '.join(list_recipes())}",
+        fix="choose one of them, or give the path of a recipe file",
+    )
 
-    Raises UsageError.
+
+def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of this name with overrides, every field checked.
+
+    overrides: ``key.path=value``, or the name of overrides that the recipe's file lists; a name
+    is added to the recipe's own.  Raises UsageError.
     """
-    texts = {}
+    texts: dict[str, str] = {}
+    suffix = ""
+    known = named_overrides(name)
     for override in overrides:
+        if override in known:
+            texts |= dict(entry.split("=", 1) for entry in known[override])
+            suffix += f"-{override}"
+            continue
         key, equals, text = override.partition("=")
         if not equals:
+            named = f"; named ones of {name}: {', '.join(known)}" if known else ""
             raise UsageError(
                 f"an override is key.path=value, not {override!r}",
-                where=f"recipe {name}",
+                where=f"recipe {name}{named}",
                 fix="for example training.epochs=100",
             )
         texts[key] = text
     recipe = _replace(recipe_function(name)(), [(key.split("."), key) for key in texts], texts)
     _check(recipe)
-    return recipe
+    return dataclasses.replace(recipe, name=recipe.name + suffix)
 
 
 def _replace(owner: Any, keys: list[tuple[list[str], str]], texts: Mapping[str, str]) -> Any:

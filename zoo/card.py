@@ -54,6 +54,8 @@ class Card:
     """Attention heads of every block: weight shapes cannot tell.  Null for a convnet."""
     last_trained_block: int | None
     """1-based; features are read after it.  Null for a convnet."""
+    stride: int | None = None
+    """Of a convnet's last trained stage, in pixels; null for its last one."""
     fresh_parameters: list[str] = field(default_factory=list)
     """Never trained: fine-tuning initialises them anew."""
     weights: str = "raw"
@@ -136,12 +138,7 @@ def _paragraphs(card: Card, architecture: str, parameters: int) -> list[str]:
         what = "{format}; `{file}` (sha256 `{sha256}`)".format_map(card.source)
         lines.append(f"Imported from another project's file: {what}.")
     if card.fresh_parameters:
-        names = ", ".join(f"`{name}`" for name in card.fresh_parameters)
-        lines.append(
-            f"Trained up to block {card.last_trained_block}. The method does not train {names}: "
-            "the last block's output projections are zero, which makes that block an exact "
-            "identity, and fine-tuning should initialise these parameters anew."
-        )
+        lines.append(_fresh(card))
     lines.append(_scores(card))
     lines.append(
         "Licences: " + "; ".join(f"{part}: {name}" for part, name in card.licenses.items()) + "."
@@ -158,6 +155,17 @@ def _what_it_is(card: Card, architecture: str, parameters: int) -> str:
         f"A {parameters / 1e6:.1f} M-parameter {kind} ({network}), pre-trained with {card.method}"
         + (f" for {card.steps:,} steps" if card.steps else "")
         + f" ({card.weights} weights)."
+    )
+
+
+def _fresh(card: Card) -> str:
+    if card.stride:
+        return f"Trained up to its stage of stride {card.stride}; what follows is as it was drawn."
+    names = ", ".join(f"`{name}`" for name in card.fresh_parameters)
+    return (
+        f"Trained up to block {card.last_trained_block}. The method does not train {names}: "
+        "the last block's output projections are zero, which makes that block an exact "
+        "identity, and fine-tuning should initialise these parameters anew."
     )
 
 

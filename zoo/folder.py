@@ -204,13 +204,13 @@ def load_convnet(
 ) -> Convnet:
     """Read a model folder that holds a convnet, ours or timm's, cut after the stage of ``stride``.
 
-    stride: in pixels; null for the last stage.  image_size: null for what the folder states.  All
+    stride: in pixels; null for the last trained stage.  image_size: null for what the folder states.  All
     weights are checked as in ``load_model``.  Raises IntegrityError, UsageError.
     """
     card = verify(folder)
     layout = read_layout(folder / CONFIG)
     net = convnet_from_layout(layout)
-    stage = stage_at(net, stride)
+    stage = stage_at(net, stride or (card.stride if card else None))
     size = image_size or image_size_of(layout)
     require_grid(net, stage, size)
     _require_weights_of(net, folder / WEIGHTS, _CLASSIFIER)

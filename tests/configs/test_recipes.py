@@ -2,13 +2,18 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pretrain.masked import CellMask
+from pretrain.methods.img2vec import Img2Vec
 from pretrain.methods.mae import MAE
+from pretrain.methods.simclr import SimCLR
 from pretrain.methods.tinymim import TinyMIM
-from pretrain.recipe import Recipe, find_recipe, list_recipes, recipe_function
+from pretrain.recipe import Recipe, find_recipe, list_recipes, named_overrides, recipe_function
+from zoo.convnet import ConvnetConfig, empty_convnet
 from zoo.vit import config_of, empty_vit
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -44,17 +49,22 @@ def test_it_is_found_by_its_name_and_every_field_has_its_type(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_its_student_can_be_built(name: str) -> None:
     student = find_recipe(name).student
-    vit = empty_vit(student)
-    assert {parameter.device.type for parameter in vit.parameters()} == {"meta"}
-    assert config_of(vit) == student
+    if isinstance(student, ConvnetConfig):
+        net = empty_convnet(student.architecture, student.arguments)
+    else:
+        net = empty_vit(student)
+        assert config_of(net) == student
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_heads_divide(name: str) -> None:
     recipe = find_recipe(name)
     method = recipe.method
-    if isinstance(method, MAE):
+    if isinstance(method, MAE | Img2Vec):
         assert method.decoder_width % method.decoder_heads == 0
+        return
+    if isinstance(method, SimCLR):
         return
     assert isinstance(method, TinyMIM)
     width, heads, depth = _teacher(method.teacher.source)
@@ -62,6 +72,34 @@ def test_its_heads_divide(name: str) -> None:
     assert width % heads == 0
     assert recipe.student.width % heads == 0
     assert (method.teacher.block or depth) <= depth
+
+
+IMG2VEC = [name for name in NAMES if isinstance(find_recipe(name).method, Img2Vec)]
+
+
+@pytest.mark.parametrize("name", IMG2VEC)
+def test_its_masks_follow_its_teachers_cells(name: str) -> None:
+    recipe = find_recipe(name)
+    cell = recipe.method.teacher.stride
+    assert recipe.method.mask_unit is None
+    mask = CellMask(student=recipe.student, unit=cell, ratio=recipe.method.mask_ratio)
+    if recipe.student.image_size == 224:
+        assert (mask.cells, mask.masked, mask.visible_patches) == (49, 30, 76)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if named_overrides(name)])
+def test_its_named_overrides_fit_and_join_its_name(name: str) -> None:
+    for named in named_overrides(name):
+        recipe = find_recipe(name, [named])
+        assert recipe != replace(find_recipe(name), name=recipe.name)
+        assert recipe.name == f"{name}-{named}"
+
+
+def test_img2vec_is_there_in_four_sizes_with_lower_masks_for_the_small() -> None:
+    assert [f"img2vec-vit-{size}" in IMG2VEC for size in "tsbl"] == [True] * 4
+    assert [len(named_overrides(f"img2vec-vit-{size}")) for size in "tsbl"] == [3, 2, 0, 0]
+    depths = [find_recipe(f"img2vec-vit-{size}").method.decoder_depth for size in "tsbl"]
+    assert depths == [2, 2, 2, 4]
 
 
 def _teacher(source: str) -> tuple[int, int, int]:
@@ -114,6 +152,11 @@ def test_it_is_one_plain_function(file: Path) -> None:
     odd = [type(n).__name__ for n in ast.walk(tree) if isinstance(n, FORBIDDEN)]
     assert not odd
     docstring, *imports, function = tree.body
+    if isinstance(imports[-1], ast.Assign):  # plain values, read without running the file
+        named = imports.pop()
+        assert isinstance(named, ast.Assign)
+        assert ast.unparse(named.targets[0]) == "NAMED"
+        assert ast.literal_eval(named.value) == named_overrides(file.stem.replace("_", "-"))
     assert isinstance(docstring, ast.Expr)
     assert isinstance(function, ast.FunctionDef)
     assert function.name == file.stem
