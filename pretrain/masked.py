@@ -69,13 +69,13 @@ class CellMask:
     def visible_patches(self) -> int:
         return self.visible * (self.unit // self.student.patch) ** 2
 
-    def patch_order(self, draws: Tensor) -> Tensor:
-        """(B, P) patch indices, cell after cell in random order, from draws (B, C).
 
-        The first ``visible_patches`` stay visible.
-        """
-        patches = patches_of_cells(self.student.grid, self.unit // self.student.patch)
-        return patches.to(draws.device)[mask_order(draws)].flatten(1)
+def patch_order(draws: Tensor, patches: Tensor) -> Tensor:
+    """(B, P) patch indices, cell after cell in random order: the first ones stay visible.
+
+    draws: (B, C), uniform.  patches: (C, patches a cell), from ``patches_of_cells``.
+    """
+    return patches[mask_order(draws)].flatten(1)
 
 
 def patches_of_cells(grid: int, side: int) -> Tensor:

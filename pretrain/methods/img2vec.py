@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pretrain.masked import CellMask, Decoder, patches_of_cells, require_decoder_sizes
+from pretrain.masked import (
+    CellMask,
+    Decoder,
+    patch_order,
+    patches_of_cells,
+    require_decoder_sizes,
+)
 from pretrain.objective import Batch, Export, ParamGroup
 from pretrain.optim import Count, NotNegative, Positive, decay_matrices
 from pretrain.targets import TargetNorm, TargetScale
@@ -92,6 +98,7 @@ class MaskedFeaturePrediction(nn.Module):
     """The objective: ``{"total", "patch"}``, and ``"global"`` unless its weight is zero."""
 
     teacher: FrozenTokens
+    patches_of_mask: Tensor
     patches_of_cell: Tensor
 
     def __init__(
@@ -123,12 +130,13 @@ class MaskedFeaturePrediction(nn.Module):
         if method.global_weight:
             self.global_head = _head(student.width, hidden, teacher.width, generator)
             self.global_target = TargetNorm(method.targets, teacher.width)
-        cells = patches_of_cells(student.grid, teacher.cell // student.patch)
-        self.register_buffer("patches_of_cell", cells, persistent=False)
+        for name, side in (("patches_of_mask", unit), ("patches_of_cell", teacher.cell)):
+            patches = patches_of_cells(student.grid, side // student.patch)
+            self.register_buffer(name, patches, persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images01 = flip(batch.images, batch.draws[:, 0]) / 255
-        order = self.mask.patch_order(batch.draws[:, FLIP_DRAWS:])
+        order = patch_order(batch.draws[:, FLIP_DRAWS:], self.patches_of_mask)
         features = self.teacher(images01).float()
         fused, last = self.encode(normalise(images01), order[:, : self.mask.visible_patches])
         losses = {"patch": self.patch_loss(self.decoder(fused, order), order, features)}

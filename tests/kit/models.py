@@ -3,10 +3,14 @@
 from pathlib import Path
 
 from zoo.card import Card
+from zoo.convnet import ConvnetConfig, build_convnet
 from zoo.folder import save_model
 from zoo.vit import ViTConfig, build_vit
 
 TEACHER = ViTConfig(width=48, depth=2, heads=6, patch=8, image_size=32)
+CONVNET = ConvnetConfig(
+    architecture="resnet18", channels=(8, 12, 16, 20), layers=(1, 1, 1, 1), image_size=32
+)
 
 
 def make_model(
@@ -21,4 +25,13 @@ def make_model(
         relation_heads=relation_heads,
     )
     save_model(folder, config, build_vit(config, seed=seed).state_dict(), card)
+    return folder
+
+
+def make_convnet(
+    folder: Path, config: ConvnetConfig = CONVNET, *, seed: int = 0, stride: int | None = None
+) -> Path:
+    """A model folder with a fresh convnet, trained up to ``stride`` if its card is believed."""
+    card = Card(name=folder.name, method="none", heads=None, last_trained_block=None, stride=stride)
+    save_model(folder, config, build_convnet(config, seed=seed).state_dict(), card)
     return folder
