@@ -9,18 +9,23 @@ from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
 
 __all__ = ["load", "ZooError"]
 
 
-def load(model: str, **kwargs: Any) -> "VisionTransformer":
+def load(model: str, **kwargs: Any) -> "VisionTransformer | nn.Module":
     """The network of a model folder, ``hf-hub:org/name[@revision]`` or timm name, in eval mode.
 
-    Keywords as in ``zoo.folder.load_model`` (image_size, blocks, device), which gives the card
-    and the preprocessing too.  Raises UsageError, IntegrityError, NetworkError.
+    Keywords as in ``zoo.folder.load_model`` (image_size, blocks, device) or, for a convnet,
+    ``load_convnet`` (image_size, stride, device), which give the card and the preprocessing too.
+    Raises UsageError, IntegrityError, NetworkError.
     """
     # Imported here: whoever only asks for help does not wait for torch.
-    from zoo.folder import load_model
+    from zoo.folder import holds_convnet, load_convnet, load_model
     from zoo.hub import locate
 
-    return load_model(locate(model), **kwargs).vit
+    folder = locate(model)
+    if holds_convnet(folder):
+        return load_convnet(folder, **kwargs).net
+    return load_model(folder, **kwargs).vit

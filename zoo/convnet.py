@@ -123,6 +123,7 @@ def cut_after(net: nn.Module, stage: Stage) -> nn.Module:
 def require_grid(net: nn.Module, stage: Stage, image_size: int) -> int:
     """Cells along one side for this input, G.  Raises UsageError where they do not tile it."""
     probe = torch.empty(1, 3, image_size, image_size, device="meta")
+    net.eval()  # in training, batch normalisation refuses a map of one cell
     grid = read_stage(net, probe, stage).shape[-1] if image_size >= stage.stride else 0
     if grid * stage.stride != image_size:
         below = max(1, image_size // stage.stride) * stage.stride

@@ -204,8 +204,8 @@ def load_convnet(
 ) -> Convnet:
     """Read a model folder that holds a convnet, ours or timm's, cut after the stage of ``stride``.
 
-    stride: in pixels; null for the last trained stage.  image_size: null for what the folder states.  All
-    weights are checked as in ``load_model``.  Raises IntegrityError, UsageError.
+    stride: in pixels; null for the last trained stage.  image_size: null for what the folder
+    states.  All weights are checked as in ``load_model``.  Raises IntegrityError, UsageError.
     """
     card = verify(folder)
     layout = read_layout(folder / CONFIG)

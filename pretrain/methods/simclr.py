@@ -4,7 +4,7 @@ Chen, Kornblith, Norouzi, Hinton: "A Simple Framework for Contrastive Learning o
 Representations", ICML 2020 (arXiv 2002.05709), §2.  Here it makes small self-supervised convnets:
 teachers for Img2Vec where DINO's ResNet-50 is too large or not at hand.
 
-B images · C channels of the trained stage · Z projection width
+B images · S image side in pixels · C channels of the trained stage · Z projection width
 """
 
 from collections.abc import Iterable
@@ -32,8 +32,7 @@ class SimCLR:
     temperature: Positive = 0.2
     projection_width: Count = 128
     stride: Count | None = None
-    """Of the stage that is trained, in pixels; null for the last.  Later stages stay as they were
-    drawn."""
+    """Of the stage that is trained, in pixels; null for the last."""
     least_side: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Least side of a view's crop, as a share of the sample's."""
     jitter: tuple[NotNegative, NotNegative, NotNegative] = (0.8, 0.8, 0.8)
@@ -56,37 +55,16 @@ class Contrast(nn.Module):
     def __init__(self, student: ConvnetConfig, method: SimCLR, *, seed: int) -> None:
         super().__init__()
         self.method = method
-        self.net = build_convnet(student, seed=seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stage = stage_at(self.net, method.stride)
-        channels = self.stage.channels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)
-            self.projection = nn.Sequential(
-                nn.Linear(channels, channels),
-                nn.ReLU(),
-                nn.Linear(channels, method.projection_width),
-            )
-        self.fresh = self._freeze_beyond()
-
-    def _freeze_beyond(self) -> tuple[str, ...]:
-        """Take the gradient from what no image reaches; returns the names, as exported."""
-        reached = {id(p) for p in self._reached()}
-        beyond = {n: p for n, p in self.net.named_parameters() if id(p) not in reached}
-        for parameter in beyond.values():
-            parameter.requires_grad_(False)
-        return tuple(beyond)
-
-    def _reached(self) -> Iterable[nn.Parameter]:
-        probe = torch.zeros(2, 3, 4 * self.stage.stride, 4 * self.stage.stride)
-        self.net.eval()
-        read_stage(self.net, probe, self.stage).sum().backward()
-        reached = [p for p in self.net.parameters() if p.grad is not None]
-        self.net.zero_grad(set_to_none=True)
-        self.net.train()
-        return reached
+        self.trunk = Trunk(student, stride=method.stride, seed=seed)
+        channels = self.trunk.stage.channels
+        self.projection = nn.Sequential(
+            _linear(channels, channels, seed=seed + 1),
+            nn.ReLU(),
+            _linear(channels, method.projection_width, seed=seed + 2),
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        images01 = (batch.images / 255).contiguous(memory_format=torch.channels_last)
+        images01 = batch.images / 255
         views = [
             strong_view(
                 images01,
@@ -97,8 +75,7 @@ class Contrast(nn.Module):
             )
             for draws in batch.draws.split(STRONG_VIEW_DRAWS, dim=1)
         ]
-        maps = read_stage(self.net, normalise(torch.cat(views)), self.stage)
-        one, other = self.projection(maps.mean((2, 3))).float().chunk(2)
+        one, other = self.projection(self.trunk(torch.cat(views))).float().chunk(2)
         loss, agreement = contrastive_loss(one, other, self.method.temperature)
         return {"total": loss, "agreement": agreement}
 
@@ -106,7 +83,46 @@ class Contrast(nn.Module):
         return decay_matrices(self.named_parameters(), weight_decay)
 
     def export(self) -> Export:
-        """The whole convnet, without the projection."""
+        """The convnet; the projection has done its work."""
+        return self.trunk.export()
+
+
+class Trunk(nn.Module):
+    """Images in, the pooled map of one stage out.  Raises UsageError for a stride it has not.
+
+    stride: of the stage, in pixels; null for the last.  What lies beyond the stage stays as it was
+    drawn.
+    """
+
+    def __init__(self, config: ConvnetConfig, *, stride: int | None, seed: int) -> None:
+        super().__init__()
+        self.net = build_convnet(config, seed=seed)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stage = stage_at(self.net, stride)
+        reached = {id(p) for p in self._reached()}
+        beyond = {n: p for n, p in self.net.named_parameters() if id(p) not in reached}
+        for parameter in beyond.values():
+            parameter.requires_grad_(False)
+        self.fresh = tuple(beyond)
+        """Names of parameters beyond the stage."""
+
+    def _reached(self) -> Iterable[nn.Parameter]:
+        """The parameters that the stage depends on, found by asking autograd."""
+        side = 4 * self.stage.stride
+        self.net.eval()
+        read_stage(self.net, torch.zeros(1, 3, side, side), self.stage).sum().backward()
+        reached = [p for p in self.net.parameters() if p.grad is not None]
+        self.net.zero_grad(set_to_none=True)
+        self.net.train()
+        return reached
+
+    def forward(self, images01: Tensor) -> Tensor:
+        """(B, C) for images (B, 3, S, S) in [0, 1]."""
+        images = normalise(images01).contiguous(memory_format=torch.channels_last)
+        return read_stage(self.net, images, self.stage).mean((2, 3))
+
+    def export(self) -> Export:
+        """The whole convnet, and how far it was trained."""
         return Export(
             weights=self.net.state_dict(),
             last_trained_block=None,
@@ -121,7 +137,14 @@ def contrastive_loss(one: Tensor, other: Tensor, temperature: float) -> tuple[Te
     Each of the 2·B views picks its twin among the 2·B − 1 others, by cosine over temperature.
     """
     views = F.normalize(torch.cat([one, other]), dim=1)
-    logits = views @ views.T / temperature
-    logits = logits.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -1e9)
+    itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
+    logits = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
     twin = torch.arange(len(views), device=views.device).roll(len(one))
     return F.cross_entropy(logits, twin), (logits.argmax(1) == twin).float().mean()
+
+
+def _linear(width: int, out: int, *, seed: int) -> nn.Linear:
+    """A linear layer as torch initialises it, from a seed of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(width, out)

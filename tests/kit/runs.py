@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 import pretrain.launch  # imported once here, shared by all forks
+import pretrain.methods.img2vec
 import pretrain.methods.mae
 import pretrain.methods.tinymim  # noqa: F401
 from pretrain.log import CLOCK_FIELDS, read_log

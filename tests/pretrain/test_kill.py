@@ -3,9 +3,12 @@
 import os
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
+from models import make_convnet
 from runs import TINY_MAE, Run, outcome, run, words
 
 KILLS = int(os.environ.get("TINYZOO_KILLS", "20"))
@@ -29,11 +32,19 @@ def kill_until_done(command: list[str], *, kills: int, ranks: int, duration: flo
 
 
 def assert_survives(
-    photos: Path, folder: Path, *, kills: int, ranks: int = 1, workers: int = 0
+    photos: Path,
+    folder: Path,
+    *,
+    kills: int,
+    ranks: int = 1,
+    workers: int = 0,
+    recipe: str = "mae-vit-t",
+    method: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    settings = {**TINY_MAE, "data.workers": str(workers), "training.optim.ema_decay": "0.9"}
-    undisturbed = words("mae-vit-t", photos, folder / "undisturbed", settings)
-    run(words("mae-vit-t", photos, folder / "warm-up", settings))  # the first fork imports
+    settings = {**TINY_MAE, **method, "data.workers": str(workers)}
+    settings["training.optim.ema_decay"] = "0.9"
+    undisturbed = words(recipe, photos, folder / "undisturbed", settings)
+    run(words(recipe, photos, folder / "warm-up", settings))  # the first fork imports
     began = time.monotonic()
     assert set(run(undisturbed, ranks=ranks)) == {0}
     duration = time.monotonic() - began
@@ -42,7 +53,7 @@ def assert_survives(
     killed = 0
     for trial in range(4 * kills):
         out = folder / f"killed-{trial}"
-        command = words("mae-vit-t", photos, out, settings)
+        command = words(recipe, photos, out, settings)
         killed += kill_until_done(command, kills=kills - killed, ranks=ranks, duration=duration)
         assert outcome(out) == expected
         if killed == kills:
@@ -57,6 +68,22 @@ def test_killed_runs_end_bit_identical(
     assert_survives(photos, tmp_path, kills=kills, workers=workers)
 
 
+def img2vec_settings(folder: Path) -> dict[str, str]:
+    """A convnet teacher, and targets with running statistics of their own to be resumed."""
+    return {
+        "method.teacher.source": str(make_convnet(folder / "convnet")),
+        "method.teacher.stride": "16",
+        "method.targets": "whiten",
+        "method.head_hidden": "16",
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_img2vec_ends_bit_identical(photos: Path, tmp_path: Path, ranks: int) -> None:
+    method = img2vec_settings(tmp_path)
+    assert_survives(photos, tmp_path, kills=1, ranks=ranks, recipe="img2vec-vit-t", method=method)
+
+
 def test_killed_rank_leaves_no_orphan_and_the_same_bits(photos: Path, tmp_path: Path) -> None:
     assert_survives(photos, tmp_path, kills=1, ranks=2)
 
@@ -65,6 +92,12 @@ def test_killed_rank_leaves_no_orphan_and_the_same_bits(photos: Path, tmp_path: 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_many_kills(photos: Path, tmp_path: Path, workers: int) -> None:
     assert_survives(photos, tmp_path, kills=KILLS, workers=workers)
+
+
+@pytest.mark.slow
+def test_many_kills_of_img2vec(photos: Path, tmp_path: Path) -> None:
+    method = img2vec_settings(tmp_path)
+    assert_survives(photos, tmp_path, kills=KILLS, recipe="img2vec-vit-t", method=method)
 
 
 @pytest.mark.slow
