@@ -1,7 +1,8 @@
 """``zoo demo``: the whole story in a few minutes on two cores, without network or data set.
 
-Draw images, train a small MAE teacher, distil a smaller TinyMIM student from it, and compare the
-frozen features of both with those of the same student untrained and MAE-trained as long.
+Draw images, train a small MAE teacher and distil a smaller TinyMIM student from it; train a small
+convnet and let the same student, anew, predict its features (Img2Vec).  Compare the frozen features
+of all with those of the student untrained and MAE-trained as long.
 """
 
 import sys
@@ -15,22 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.demo_page import Score, write_page
+from eval.demo_page import CONVNET, IMG2VEC, MAE_TEACHER, TINYMIM, Score, Story, write_page
+from eval.diversity import Diversity, measure
 from eval.probe import KNN, accuracy, extract, images_of, knn_predict, ridge_predict
 from eval.run import labels_of, open_split
 from eval.shapes import draw_dataset
 from pretrain.index import ImageIndex, open_index
 from pretrain.launch import pretrain
 from pretrain.recipe import Recipe, find_recipe
+from pretrain.teachers.frozen import FrozenTokens
+from pretrain.teachers.tokens import open_tokens
 from zoo.card import Card
 from zoo.errors import DataError
-from zoo.folder import Model, load_model, save_model
+from zoo.folder import save_model
 from zoo.images import Preprocess
 from zoo.vit import build_vit
 
 PROBE = KNN(pooling="mean")
 TRAIN_PER_CLASS, VAL_PER_CLASS = 250, 100
 PIXELS = "raw pixels"
+TEACHERS = (MAE_TEACHER, CONVNET)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +44,16 @@ class DemoReport:
 
     scores: Mapping[str, Score]
     """By network, in the order of the table."""
+    diversity: Mapping[str, Diversity]
+    """Of the teachers' tokens, by network."""
     page: Path
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         scores = {name: asdict(score) for name, score in self.scores.items()}
-        return {"scores": scores, "page": str(self.page), "seconds": self.seconds}
+        diversity = {name: found.details() for name, found in self.diversity.items()}
+        rest = {"page": str(self.page), "seconds": self.seconds}
+        return {"scores": scores, "token_similarity": diversity, **rest}
 
     def text(self) -> str:
         width = max(map(len, self.scores))
@@ -54,7 +63,9 @@ class DemoReport:
             for name, s in self.scores.items()
         ]
         title = f"{'Frozen features':<{width + 2}}  linear           kNN"
-        return "\n".join([title, *rows, f"{self.seconds:.0f} s · page: {self.page}"])
+        diverse = [f"{name} {1 - d.raw.value:.2f}" for name, d in self.diversity.items()]
+        tokens = f"Token diversity: {', '.join(diverse)}"
+        return "\n".join([title, *rows, tokens, f"{self.seconds:.0f} s · page: {self.page}"])
 
 
 def run_demo(out: Path, *, data: Path | None = None) -> DemoReport:
@@ -71,32 +82,49 @@ def run_demo(out: Path, *, data: Path | None = None) -> DemoReport:
         )
     else:
         images = _link_images(data, out / "your-images")
-    source = f"data.source=folder:{images / 'train'}"
-    folders: dict[str, Path] = {}
-    teacher = _train(find_recipe("demo-teacher", [source]), out / "teacher")
-    folders["MAE teacher"] = teacher
-    distilled = find_recipe("demo-tinymim", [source, f"method.teacher.source={teacher}"])
-    folders["TinyMIM student"] = _train(distilled, out / "tinymim")
-    folders["MAE student"] = _train(find_recipe("demo-mae", [source]), out / "mae")
-    folders["untrained student"] = _untrained(distilled, out / "untrained")
+    runs, folders = _train_all(images / "train", out)
 
-    _say("frozen features")
-    models = {name: load_model(folder) for name, folder in folders.items()}
+    _say("frozen features and token diversity")
+    networks = {name: open_tokens(str(folder)) for name, folder in folders.items()}
     train, val = open_split(images)
-    scores = {name: _score(model, train, val) for name, model in models.items()}
+    scores = {name: _score(network, train, val) for name, network in networks.items()}
     scores[PIXELS] = _score_pixels(train, val)
+    unit = max(network.cell for network in networks.values())
+    diversity = {name: measure(networks[name], val, unit=unit, name=name) for name in TEACHERS}
     seconds = round(time.perf_counter() - started, 1)
-    runs = {"MAE teacher": out / "teacher", "TinyMIM student": out / "tinymim"}
-    runs["MAE student"] = out / "mae"
-    page = write_page(
-        out / "index.html",
+    story = Story(
         scores=scores,
-        models=models,
+        diversity=diversity,
+        folders=folders,
+        networks=networks,
         runs=runs,
         images=val,
         drawn=data is None,
     )
-    return DemoReport(scores=scores, page=page, seconds=seconds)
+    page = write_page(out / "index.html", story)
+    return DemoReport(scores=scores, diversity=diversity, page=page, seconds=seconds)
+
+
+def _train_all(images: Path, out: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Every run's folder, and every network's model folder, by network."""
+    source = f"data.source=folder:{images}"
+    recipes = {
+        MAE_TEACHER: ("demo-teacher", "teacher"),
+        TINYMIM: ("demo-tinymim", "tinymim"),
+        "MAE student": ("demo-mae", "mae"),
+        CONVNET: ("demo-convnet", "convnet"),
+        IMG2VEC: ("demo-img2vec", "img2vec"),
+    }
+    teacher_of = {TINYMIM: MAE_TEACHER, IMG2VEC: CONVNET}
+    runs, folders = {}, {}
+    for name, (recipe, place) in recipes.items():
+        overrides = [source]
+        if name in teacher_of:
+            overrides.append(f"method.teacher.source={folders[teacher_of[name]]}")
+        runs[name] = out / place
+        folders[name] = _train(find_recipe(recipe, overrides), runs[name])
+    folders["untrained student"] = _untrained(find_recipe("demo-mae"), out / "untrained")
+    return runs, folders
 
 
 def _say(stage: str) -> None:
@@ -109,7 +137,7 @@ def _train(recipe: Recipe, out: Path) -> Path:
 
 
 def _untrained(recipe: Recipe, folder: Path) -> Path:
-    """The student as TinyMIM starts it: the same seed, no step."""
+    """The student as each method starts it: the same seed, no step."""
     vit = build_vit(recipe.student, seed=recipe.training.seed)
     card = Card(
         name="untrained-student",
@@ -173,10 +201,10 @@ def _link_class(folder: Path, paths: list[Path]) -> None:
             link.symlink_to(path.resolve())
 
 
-def _score(model: Model, train: ImageIndex, val: ImageIndex) -> Score:
+def _score(network: FrozenTokens, train: ImageIndex, val: ImageIndex) -> Score:
     cpu = torch.device("cpu")
     memory, queries = (
-        extract(model, index, pooling=PROBE.pooling, device=cpu, workers=0)
+        extract(network, index, pooling=PROBE.pooling, device=cpu, workers=0)
         for index in (train, val)
     )
     return _probe(memory, queries, train, val)

@@ -4,7 +4,7 @@ B images · N tokens · D width · M training samples · C classes
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.index import ImageIndex
+from pretrain.teachers.frozen import FrozenTokens
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.folder import Model
 from zoo.images import Preprocess, normalise, read_image
@@ -91,7 +92,7 @@ def images_of(
 
 @torch.inference_mode()
 def extract(
-    model: Model,
+    network: Model | FrozenTokens,
     index: ImageIndex,
     *,
     pooling: Pooling,
@@ -101,18 +102,40 @@ def extract(
 ) -> Tensor:
     """Features of every image, (M, D) float32 on the CPU, in the index's order.
 
-    Read after the last trained block and the final norm.  Raises DataError with the list of
-    images that cannot be read.
+    A ViT is read after its last trained block and the final norm.  Any network that gives spatial
+    tokens is read as their mean.  Raises DataError with the list of images that cannot be read,
+    UsageError for a class token where there is none.
     """
-    vit = model.vit.to(device).eval().float()
-    tap = Tap(model.last_trained_block, "block")
+    network_tokens = _tokens_of(network, pooling, device)
     parts = []
-    for images in images_of(index, model.preprocess, batch=batch, workers=workers):
-        inputs = normalise(images.to(device) / 255, model.preprocess.mean, model.preprocess.std)
-        tokens = vit.norm(taps(vit, inputs, [tap])[tap])
-        pooled = tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(1)
+    for images in images_of(index, network.preprocess, batch=batch, workers=workers):
+        tokens = network_tokens(images.to(device) / 255)
+        pooled = tokens[:, 0] if pooling == "cls" else tokens.mean(1)
         parts.append(pooled.float().cpu())
     return torch.cat(parts)
+
+
+def _tokens_of(
+    network: Model | FrozenTokens, pooling: Pooling, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """From images (B, 3, S, S) in [0, 1] to (B, N, D): the class token, or all spatial tokens."""
+    if isinstance(network, FrozenTokens):
+        if pooling == "cls":
+            raise UsageError(
+                "a network of spatial tokens has no class token",
+                where="pooling cls",
+                fix="repeat with --pooling mean",
+            )
+        return network.to(device).float()
+    vit = network.vit.to(device).eval().float()
+    tap = Tap(network.last_trained_block, "block")
+
+    def read(images01: Tensor) -> Tensor:
+        inputs = normalise(images01, network.preprocess.mean, network.preprocess.std)
+        tokens = vit.norm(taps(vit, inputs, [tap])[tap])
+        return tokens[:, :1] if pooling == "cls" else tokens[:, 1:]
+
+    return read
 
 
 def knn_predict(

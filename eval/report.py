@@ -16,9 +16,12 @@ import jinja2
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from zoo.files import atomic_write
 
@@ -75,15 +78,29 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Relation:
-    """How networks relate one patch of an image to all others.
+    """How networks relate one patch of an image to all others; or one network, several patches.
 
-    image_HW3: uint8.  query: (row, column) of the patch in the grid.
-    maps: network name → (grid, grid) relation of the query to each patch, higher is closer.
+    image_HW3: uint8.  query: (row, column) of the patch in the grid, or of each map's own.
+    maps: title → (grid, grid) relation of the query to each patch, higher is closer.
     """
 
     image_HW3: np.ndarray  # noqa: N815  (a shape suffix)
-    query: tuple[int, int]
+    query: tuple[int, int] | Mapping[str, tuple[int, int]]
     maps: Mapping[str, np.ndarray]
+
+    def query_of(self, title: str) -> tuple[int, int]:
+        """(row, column) of the query in the grid of this map."""
+        return self.query if isinstance(self.query, tuple) else self.query[title]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """One meaning of the colours for every map: blue at the lower end, white midway, red at the
+    upper end, with a colour bar that states it."""
+
+    low: float
+    high: float
+    label: str
 
 
 class Page:
@@ -240,61 +257,119 @@ def _write_value(
     )
 
 
-def relation_maps(relations: Sequence[Relation]) -> Figure:
-    """One row per image: the image with the query patch marked, then one heat map per network.
+def relation_maps(relations: Sequence[Relation], *, scale: Scale | None = None) -> Figure:
+    """One row per image: the image with each query patch marked, then one heat map per title.
 
-    A map lies over the greyed image and runs from its own least value (dark) to its own greatest
-    (bright): it shows where a network looks, not how strongly compared with the others.
-    Raises ValueError for no images, rows that name different networks, or maps that
-    are not square, of one size and with the query in them.
+    Without a scale, a map lies over the greyed image and runs from its own least value (dark) to
+    its own greatest (bright): it shows where a network looks, not how strongly compared with the
+    others.  With one, the same colour is the same value everywhere.  Raises ValueError for no
+    images, rows of different maps, or maps that are not square, with the query in them, and of one
+    size where they share it.
     """
-    names = list(relations[0].maps) if relations else []
-    if not names or any(list(relation.maps) != names for relation in relations):
+    titles = list(relations[0].maps) if relations else []
+    if not titles or any(list(relation.maps) != titles for relation in relations):
         raise ValueError("relation maps need one image or more, and the same networks for each")
     for relation in relations:
-        shapes = {np.shape(map_GG) for map_GG in relation.maps.values()}
-        grid = next(iter(shapes))[0]
-        if shapes != {(grid, grid)} or not all(0 <= place < grid for place in relation.query):
-            raise ValueError(f"no patch {relation.query} in square maps of one size: {shapes}")
-    columns, rows = 1 + len(names), len(relations)
+        _require_squares(relation)
+    columns, rows = 1 + len(titles), len(relations)
     with mpl.rc_context(_STYLE):
-        tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-        figure = Figure(figsize=(1.2 * columns, 1.2 * rows + 0.25), layout=tight)
+        tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, compress=True)
+        lines = max(title.count("\n") for title in titles)
+        height = 1.2 * rows + 0.25 + 0.15 * lines + (0.65 if scale else 0)
+        figure = Figure(figsize=(1.2 * columns, height), layout=tight)
         panels = figure.subplots(rows, columns, squeeze=False)
         for row, relation in zip(panels, relations, strict=True):
-            shown = [relation.image_HW3, *(_overlay(relation, name) for name in names)]
-            for axes, picture_HW3 in zip(row, shown, strict=True):
-                _picture(axes, picture_HW3, relation)
-        for axes, title in zip(panels[0], ["image", *names], strict=True):
+            _marked_image(row[0], relation)
+            for axes, title in zip(row[1:], titles, strict=True):
+                _heat_map(axes, relation, title, scale)
+        for axes, title in zip(panels[0], ["image", *titles], strict=True):
             axes.set_title(title, pad=4)
+        if scale:
+            _colour_bar(figure, panels, scale)
     return figure
 
 
-def _overlay(relation: Relation, name: str) -> np.ndarray:
-    """The heat map over the greyed image: (H, W, 3) in [0, 1]."""
-    map_GG = np.asarray(relation.maps[name], np.float64)
+def _require_squares(relation: Relation) -> None:
+    shapes = {title: np.shape(map_GG) for title, map_GG in relation.maps.items()}
+    if isinstance(relation.query, tuple) and len(set(shapes.values())) > 1:
+        raise ValueError(f"one query in maps of several sizes: {shapes}")
+    for title, shape in shapes.items():
+        query = relation.query_of(title)
+        if shape != (shape[0], shape[0]) or not all(0 <= place < shape[0] for place in query):
+            raise ValueError(f"no patch {query} in a square map of {shape}")
+
+
+def _heat_map(axes: Axes, relation: Relation, title: str, scale: Scale | None) -> None:
+    map_GG = np.asarray(relation.maps[title], np.float64)
     height, width = relation.image_HW3.shape[:2]
     rows = np.arange(height) * len(map_GG) // height
     columns = np.arange(width) * len(map_GG) // width
-    span = np.ptp(map_GG)
-    level_HW = ((map_GG - map_GG.min()) / (span or 1.0))[rows][:, columns]
-    colour_HW3 = mpl.colormaps["inferno"](level_HW)[..., :3]
-    grey_HW1 = relation.image_HW3.mean(-1, keepdims=True) / 255
-    return 0.75 * colour_HW3 + 0.25 * grey_HW1
+    level_HW = map_GG[rows][:, columns]
+    if scale:  # nothing mixed in: a colour can be looked up in the bar
+        _show(axes, mpl.colormaps["RdBu_r"](Normalize(scale.low, scale.high)(level_HW))[..., :3])
+        axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, color=_RULE))
+    else:
+        level_HW = (level_HW - map_GG.min()) / (np.ptp(map_GG) or 1.0)
+        grey_HW1 = relation.image_HW3.mean(-1, keepdims=True) / 255
+        _show(axes, 0.75 * mpl.colormaps["inferno"](level_HW)[..., :3] + 0.25 * grey_HW1)
+    _frame(axes, relation, title)
 
 
-def _picture(axes: Axes, picture_HW3: np.ndarray, relation: Relation) -> None:
-    """Show a picture with the query patch framed, white in black: seen on any ground."""
+def _marked_image(axes: Axes, relation: Relation) -> None:
+    """The image and every query; where they differ in one grid, numbered like the maps."""
+    _show(axes, relation.image_HW3)
+    grids = {title: len(map_GG) for title, map_GG in relation.maps.items()}
+    marks = {(grids[title], relation.query_of(title)): title for title in reversed(grids)}
+    numbered = len(marks) > 1 and len(set(grids.values())) == 1
+    for title in marks.values():
+        frame = _frame(axes, relation, title)
+        if numbered:
+            _number(axes, frame, 1 + list(grids).index(title))
+
+
+def _show(axes: Axes, picture_HW3: np.ndarray) -> None:
     axes.imshow(picture_HW3, interpolation="nearest")
     axes.set_axis_off()
-    grid = len(next(iter(relation.maps.values())))
-    height, width = picture_HW3.shape[0] / grid, picture_HW3.shape[1] / grid
-    row, column = relation.query
+
+
+def _frame(axes: Axes, relation: Relation, title: str) -> Rectangle:
+    """Frame the query of a map, white in black: seen on any ground."""
+    grid = len(relation.maps[title])
+    height, width = (side / grid for side in relation.image_HW3.shape[:2])
+    row, column = relation.query_of(title)
     corner = (column * width - 0.5, row * height - 0.5)
     for colour, thickness in (("black", 2.6), ("white", 1.3)):
         frame = Rectangle(corner, width, height, fill=False, color=colour, linewidth=thickness)
         axes.add_patch(frame)
         frame.set_clip_on(False)
+    return frame
+
+
+def _number(axes: Axes, frame: Rectangle, number: int) -> None:
+    """Write a number beside a frame, on the side where the picture has more room."""
+    (left, right), middle = axes.get_xlim(), frame.get_x() + frame.get_width() / 2
+    on_right = middle < (left + right) / 2
+    text = axes.annotate(
+        str(number),
+        (frame.get_x() + on_right * frame.get_width(), frame.get_y() + frame.get_height() / 2),
+        xytext=(3.5 if on_right else -3.5, 0),
+        textcoords="offset points",
+        va="center_baseline",
+        ha="left" if on_right else "right",
+        color="white",
+        fontweight="bold",
+    )
+    text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+
+
+def _colour_bar(figure: Figure, panels: np.ndarray, scale: Scale) -> None:
+    colours = ScalarMappable(Normalize(scale.low, scale.high), "RdBu_r")
+    bar = figure.colorbar(
+        colours, ax=list(panels.flat), location="bottom", fraction=0.04, shrink=0.6, aspect=40
+    )
+    bar.set_label(scale.label)
+    bar.set_ticks(np.linspace(scale.low, scale.high, 5).tolist())
+    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's Spine
 
 
 def _quiet_axes(axes: Axes) -> Axes:
@@ -315,3 +390,11 @@ def _data_uri(figure: Figure) -> str:
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     kind = "png" if pictures else "svg+xml"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """The figure as a picture on white, to be used elsewhere.  Raises DiskError."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", facecolor="white", dpi=_PNG_DPI)
+    atomic_write(path, buffer.getvalue())

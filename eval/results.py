@@ -36,6 +36,8 @@ class Result:
     seconds: float
     code_version: str
     environment: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    """What was measured beside the value."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,8 +12,10 @@ from eval.results import Result
 from pretrain.distributed import choose_device
 from pretrain.index import ImageIndex, open_index
 from pretrain.launch import code_version, environment
+from pretrain.teachers.frozen import FrozenTokens
+from pretrain.teachers.tokens import open_tokens
 from zoo.errors import DataError, UsageError
-from zoo.folder import Model, load_model
+from zoo.folder import Model, holds_convnet, load_model
 from zoo.hub import locate
 
 
@@ -35,20 +37,23 @@ def evaluate(
         raise UsageError(f"no benchmark is called {benchmark!r}", fix="choose one of: knn")
     if pooling not in ("cls", "mean"):
         raise UsageError(f"no pooling is called {pooling!r}", fix="choose one of: cls, mean")
-    loaded = load_model(locate(model))
+    folder, place = locate(model), choose_device(device)
+    network = open_tokens(str(folder)) if holds_convnet(folder) else load_model(folder)
     knn = KNN(pooling=cast(Pooling, pooling))
-    result = score_knn(loaded, data, knn=knn, workers=workers, device=choose_device(device))
+    result = score_knn(network, data, knn=knn, workers=workers, device=place)
     if results is not None:
         result.save(results)
     return result
 
 
-def score_knn(model: Model, data: Path, *, knn: KNN, workers: int, device: torch.device) -> Result:
+def score_knn(
+    network: Model | FrozenTokens, data: Path, *, knn: KNN, workers: int, device: torch.device
+) -> Result:
     """kNN accuracy on ``data/val`` with ``data/train`` as the memory.  Raises DataError."""
     started = time.perf_counter()
     train, val = open_split(data)
     features = [
-        extract(model, index, pooling=knn.pooling, device=device, workers=workers)
+        extract(network, index, pooling=knn.pooling, device=device, workers=workers)
         for index in (train, val)
     ]
     train_labels, labels = (labels_of(index) for index in (train, val))
@@ -56,15 +61,17 @@ def score_knn(model: Model, data: Path, *, knn: KNN, workers: int, device: torch
         features[0], train_labels, features[1], classes=len(train.classes), knn=knn
     )
     value, error = accuracy(predictions, labels)
+    known = network.record if isinstance(network, FrozenTokens) else network
+    assert known is not None, "only pixels have no record"
     return Result(
         protocol=KNN.protocol,
-        model=model.name,
-        model_digest=model.digest,
+        model=known.name,
+        model_digest=known.digest,
         metric="top-1",
         value=value,
         standard_error=error,
         samples=len(val),
-        transform=asdict(model.preprocess),
+        transform=asdict(network.preprocess),
         settings=asdict(knn),
         data_fingerprint=f"{train.fingerprint}+{val.fingerprint}",
         dtype="float32",

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from zoo.errors import LostRankError
+from zoo.errors import LostRankError, UsageError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -102,10 +102,20 @@ _BROKEN = (
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of this name; ``auto`` takes CUDA where there is any."""
+    """The device of this name; ``auto`` takes CUDA where there is any.  Raises UsageError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"no device is called {name!r}", where="--device", fix="choose auto, cuda or cpu"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "torch finds no CUDA device here", where=f"--device {name}", fix="choose auto or cpu"
+        )
+    return device
 
 
 @contextlib.contextmanager

@@ -89,6 +89,69 @@ def evaluate(
     _print(result.as_dict() if json_ else result.line(), json_)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="DINO's .pth, as it was published.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="The model's name.")],
+    out: Annotated[Path, typer.Option(help="Where the model folder goes.")] = Path("models"),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a model folder of another project's weights: DINO's ResNet-50 and ViTs."""
+    from zoo.foreign.importer import import_file
+
+    imported = import_file(file, name, out)
+    _print(imported.as_dict() if json_ else imported.text(), json_)
+
+
+@app.command()
+def diversity(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL…",
+            help="Folder, hf-hub:org/name or timm name; of a convnet NAME:stride16.",
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="A folder of images; with train/ and val/, train/.")],
+    images: Annotated[int, typer.Option(min=2, help="How many, evenly spaced.")] = 10_000,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels.  [default: the first model's own input]")
+    ] = None,
+    cell: Annotated[
+        int | None,
+        typer.Option(min=1, help="Common cell, in pixels.  [default: 32, or the coarsest model's]"),
+    ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROW,COL", help="Query tokens of the heat-maps, each in [0, 1)."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Page and figures.")] = Path("runs/diversity"),
+    results: Annotated[Path, typer.Option(help="Where result files go.")] = Path("results"),
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how little the tokens of one image resemble one another, model by model."""
+    from eval.diversity_page import QUERIES, parse_query
+    from eval.diversity_run import run_diversity
+
+    report = run_diversity(
+        models,
+        data,
+        out=out,
+        results=results,
+        images=images,
+        image_size=image_size,
+        cell=cell,
+        queries=[parse_query(text) for text in query] if query else QUERIES,
+        workers=workers,
+        device=device,
+    )
+    _print(report.as_dict() if json_ else report.text(), json_)
+
+
 @app.command()
 def demo(
     data: Annotated[

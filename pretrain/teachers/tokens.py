@@ -62,7 +62,7 @@ def open_tokens(
     if stride not in (None, teacher.cell):
         raise UsageError(
             f"a ViT has no stage of stride {stride}: its tokens are patches of {teacher.cell} px",
-            where=f"method.teacher.stride, {source}",
+            where=f"stride, {source}",
             fix="leave it out, or choose a convnet",
         )
     return teacher

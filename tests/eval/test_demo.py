@@ -1,6 +1,7 @@
 """``zoo demo`` from end to end, with the recipes cut to a few steps; whole, it is a slow test."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ from pretrain.recipe import find_recipe
 from zoo.cli import main
 from zoo.errors import DataError
 
-NETWORKS = ["MAE teacher", "TinyMIM student", "MAE student", "untrained student", "raw pixels"]
+NETWORKS = [
+    *("MAE teacher", "TinyMIM student", "MAE student", "convnet teacher", "Img2Vec student"),
+    *("untrained student", "raw pixels"),
+]
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's own recipes, six steps long."""
 
-    def shortened(name: str, overrides: list[str]) -> object:
+    def shortened(name: str, overrides: Sequence[str] = ()) -> object:
         cut = ["training.steps=6", "training.warmup_steps=2", "training.log_every_steps=2"]
         small = ["training.global_batch=8", "training.rank_batch=8", "data.workers=0"]
         return find_recipe(name, [*overrides, *cut, *small])
@@ -42,7 +46,8 @@ def test_drawn_images_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(0 <= score["linear"] <= 100 for score in found["scores"].values())
     page = Path(found["page"]).read_text()
     assert all(name in page for name in NETWORKS)
-    assert page.count("<img") == 5  # bars, relations, three curves
+    assert page.count("<img") == 9  # bars, relations, diversity, its maps, five curves
+    assert list(found["token_similarity"]) == ["MAE teacher", "convnet teacher"]
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     again = run_json(["demo", "--out", str(tmp_path)], capsys)
     assert again["scores"] == found["scores"]  # nothing is trained or drawn twice
@@ -74,7 +79,9 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_demo_teaches_the_student(tmp_path: Path) -> None:
+def test_the_whole_demo_teaches_the_students(tmp_path: Path) -> None:
     scores = demo.run_demo(tmp_path).scores
-    student, untrained = scores["TinyMIM student"], scores["untrained student"]
-    assert student.linear > untrained.linear + 2 * student.linear_error
+    untrained = scores["untrained student"]
+    for name in ("TinyMIM student", "Img2Vec student"):
+        assert scores[name].linear > untrained.linear + 2 * scores[name].linear_error
+    assert scores["Img2Vec student"].knn > untrained.knn + 2 * untrained.knn_error

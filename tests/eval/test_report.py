@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from eval.report import Page, Relation, Table, bars, curves, relation_maps
+from eval.report import Page, Relation, Scale, Table, bars, curves, relation_maps, save_png
 
 
 def _relation(grid: int = 4, query: tuple[int, int] = (1, 2)) -> Relation:
@@ -186,3 +186,44 @@ def test_drawing_leaves_no_global_state():
     assert dict(mpl.rcParams) == before
     code = "import sys; from eval.report import Page; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_scale_means_one_colour_for_one_value():
+    low, high = np.full((4, 4), 0.5), np.eye(4)
+    shown = [
+        Relation(image_HW3=np.zeros((8, 8, 3), np.uint8), query=(0, 0), maps={"a": one, "b": two})
+        for one, two in ((low, high), (high, -high))
+    ]
+    figure = relation_maps(shown, scale=Scale(low=-1, high=1, label="cosine"))
+    *panels, bar = figure.axes
+    assert len(panels) == 2 * 3
+    assert bar.get_xlabel() == "cosine"
+    assert bar.get_xlim() == (-1, 1)
+    flat, eye, same, negative = (np.asarray(panels[i].images[0].get_array()) for i in (1, 2, 4, 5))
+    assert len(np.unique(flat.reshape(-1, 3), axis=0)) == 1  # uniform is shown as uniform
+    assert np.array_equal(eye, same)
+    red, blue = eye[0, 0], negative[0, 0]
+    assert red[0] > red[2]
+    assert blue[2] > blue[0]
+    assert eye[0, -1].min() > 0.9  # zero is white
+    Page("t").figure(figure, "", "")
+
+
+def test_each_map_may_have_a_query_and_a_grid_of_its_own(tmp_path):
+    image = np.zeros((32, 32, 3), np.uint8)
+    queries = {"a": (0, 0), "b": (1, 3)}
+    one_grid = Relation(image_HW3=image, query=queries, maps=dict.fromkeys("ab", np.eye(4)))
+    figure = relation_maps([one_grid])
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "2"]
+    assert [len(axes.patches) for axes in figure.axes] == [4, 2, 2]
+    assert figure.axes[2].patches[0].get_bbox().bounds == (23.5, 7.5, 8, 8)  # type: ignore[attr-defined]
+    two_grids = Relation(image_HW3=image, query=queries, maps={"a": np.eye(2), "b": np.eye(4)})
+    figure = relation_maps([two_grids])
+    assert not figure.axes[0].texts
+    assert figure.axes[1].patches[0].get_bbox().bounds == (-0.5, -0.5, 16, 16)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="several sizes"):
+        relation_maps([Relation(image_HW3=image, query=(0, 0), maps=dict(two_grids.maps))])
+    for name in ("maps.png", "again.png"):
+        save_png(relation_maps([two_grids]), tmp_path / name)
+    assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "maps.png").read_bytes() == (tmp_path / "again.png").read_bytes()

@@ -1,10 +1,14 @@
-"""No process outlives its parent, not even one whose parent was killed before it could ask."""
+"""No process outlives its parent, and a device that is not there is refused."""
 
 import os
 import select
 import signal
 
-from pretrain.distributed import die_with_parent
+import pytest
+import torch
+
+from pretrain.distributed import choose_device, die_with_parent
+from zoo.errors import UsageError
 
 
 def test_child_of_a_parent_that_died_before_it_could_ask_ends_at_once() -> None:
@@ -26,3 +30,12 @@ def test_child_of_a_parent_that_died_before_it_could_ask_ends_at_once() -> None:
     assert answers, "the grandchild neither spoke nor ended"
     assert os.read(read, 100) == b""  # its end of the pipe closed without a word
     os.close(read)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cpu:x", "", "cuda"])
+def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="device") as caught:
+        choose_device(name)
+    assert "--device" in caught.value.where
+    assert choose_device().type == "cpu"
