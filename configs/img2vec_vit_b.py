@@ -22,7 +22,7 @@ def img2vec_vit_b() -> Recipe:
         name="img2vec-vit-b",
         student=ViTConfig(width=768, depth=12, heads=12, patch=16, image_size=224),
         method=Img2Vec(
-            teacher=TokenTeacher(source="models/dino-rn50", stride=32),
+            teacher=TokenTeacher(source="models/dino-rn50"),
             decoder_width=512,
             decoder_depth=2,
             decoder_heads=16,

@@ -22,7 +22,7 @@ def img2vec_vit_l() -> Recipe:
         name="img2vec-vit-l",
         student=ViTConfig(width=1024, depth=24, heads=16, patch=16, image_size=224),
         method=Img2Vec(
-            teacher=TokenTeacher(source="models/dino-rn50", stride=32),
+            teacher=TokenTeacher(source="models/dino-rn50"),
             decoder_width=512,
             decoder_depth=4,
             decoder_heads=16,

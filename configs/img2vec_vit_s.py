@@ -28,7 +28,7 @@ def img2vec_vit_s() -> Recipe:
         name="img2vec-vit-s",
         student=ViTConfig(width=384, depth=12, heads=6, patch=16, image_size=224),
         method=Img2Vec(
-            teacher=TokenTeacher(source="models/dino-rn50", stride=32),
+            teacher=TokenTeacher(source="models/dino-rn50"),
             decoder_width=384,
             decoder_depth=2,
             decoder_heads=12,

@@ -29,7 +29,7 @@ def img2vec_vit_t() -> Recipe:
         name="img2vec-vit-t",
         student=ViTConfig(width=192, depth=12, heads=3, patch=16, image_size=224),
         method=Img2Vec(
-            teacher=TokenTeacher(source="models/dino-rn50", stride=32),
+            teacher=TokenTeacher(source="models/dino-rn50"),
             decoder_width=192,
             decoder_depth=2,
             decoder_heads=6,

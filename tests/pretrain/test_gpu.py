@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import make_model
+from models import make_convnet, make_model
 from runs import TINY, TINY_MAE, last_words, words, zoo
 
 from pretrain.distributed import World
@@ -33,11 +33,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_of(method: str, teacher: Path) -> tuple[str, dict[str, str]]:
     if method == "mae":
         return "mae-vit-t", TINY_MAE
+    if method == "simclr":
+        tiny = {key: value for key, value in TINY.items() if not key.startswith("student")}
+        return "demo-convnet", {**tiny, "student.image_size": "32"}
     own = {"method.teacher.source": str(teacher), "method.teacher.precision": "bf16"}
+    if method == "img2vec":
+        own["method.teacher.source"] = str(make_convnet(teacher.parent / "convnet"))
+        return "img2vec-vit-t", {**TINY_MAE, **own, "method.teacher.stride": "16"}
     return "tinymim-vit-t", {**TINY, **own}
 
 
-@pytest.mark.parametrize("method", ["mae", "tinymim"])
+@pytest.mark.parametrize("method", ["mae", "tinymim", "img2vec", "simclr"])
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_bf16_training_learns(
     photos: Path, teacher: Path, tmp_path: Path, method: str, compiled: str
