@@ -3,6 +3,7 @@
 ``config.json`` (timm's layout) · ``model.safetensors`` · ``README.md`` · ``zoo.json``
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from zoo.card import Card, FileRecord, read_card, readme
 from zoo.convnet import ConvnetConfig, Stage, cut_after, require_grid, stage_at
-from zoo.errors import IntegrityError, UsageError
+from zoo.errors import DiskError, IntegrityError, UsageError
 from zoo.files import atomic_folder, atomic_json, safe_join, sha256_of
 from zoo.images import Preprocess
 from zoo.layout import (
@@ -156,7 +157,8 @@ def remembered_sha256(path: Path) -> str:
         pass  # never hashed, or a memory that cannot be read: hash
     digest = sha256_of(path)
     if path.stat().st_mtime_ns == stat.st_mtime_ns:
-        atomic_json(memory, {"path": str(path), "seen": seen, "sha256": digest})
+        with contextlib.suppress(DiskError):  # a full or read-only home: hash again next time
+            atomic_json(memory, {"path": str(path), "seen": seen, "sha256": digest})
     return digest
 
 

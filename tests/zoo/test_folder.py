@@ -164,6 +164,16 @@ def test_a_verified_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyP
     assert hashed[3:] == ["config.json"]
 
 
+def test_a_home_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = build_vit(SMALL, seed=0).state_dict()
+    save_model(tmp_path / "model", SMALL, weights, card())
+    (tmp_path / "no folder").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no folder"))
+    assert load_model(tmp_path / "model").config == SMALL
+
+
 def test_a_memory_that_cannot_be_read_is_no_obstacle(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
