@@ -76,9 +76,18 @@ def named_overrides(name: str) -> dict[str, list[str]]:
 
     Raises UsageError.
     """
-    for node in ast.parse(_place_of(name).read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "NAMED":
-            return ast.literal_eval(node.value)
+    place = _place_of(name)
+    try:
+        for node in ast.parse(place.read_text()).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "NAMED":
+                named = ast.literal_eval(node.value)
+                return TypeAdapter(dict[str, list[str]]).validate_python(named, strict=True)
+    except (SyntaxError, ValueError) as error:  # a ValidationError is a ValueError
+        raise UsageError(
+            f"a recipe file that cannot be read: {str(error).splitlines()[0]}",
+            where=str(place),
+            fix='NAMED is plain values: {"name": ["key.path=value", …]}',
+        ) from error
     return {}
 
 

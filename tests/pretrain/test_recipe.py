@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -158,6 +159,28 @@ def test_any_text_is_accepted_or_a_usage_error(pairs: list[tuple[str, str]], loo
     except UsageError:
         return
     json.dumps(as_record(recipe), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["NAMED = dict(a=1)", "NAMED = {'a': 'b=1'}", "NAMED = {'a': [1]}", "def (", "NAMED = 3"],
+)
+def test_a_file_whose_named_overrides_are_no_plain_values_is_refused(
+    tmp_path: Path, named: str
+) -> None:
+    (tmp_path / "mine.py").write_text(named)
+    with pytest.raises(UsageError, match="cannot be read"):
+        find_recipe(str(tmp_path / "mine.py"))
+
+
+def test_named_overrides_come_before_what_is_written_out() -> None:
+    named = find_recipe("img2vec-vit-t", ["mask-25"])
+    assert (named.name, named.method.mask_ratio) == ("img2vec-vit-t-mask-25", 0.25)
+    both = find_recipe("img2vec-vit-t", ["mask-25", "method.mask_ratio=0.3"])
+    assert both.method.mask_ratio == 0.3
+    with pytest.raises(UsageError, match="mask-99") as caught:
+        find_recipe("img2vec-vit-t", ["mask-99"])
+    assert "mask-15, mask-25, mask-40" in caught.value.where
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -10,9 +10,11 @@ import huggingface_hub
 import pytest
 import torch
 from fakehub import FakeHub, point_client_at, serve
+from models import make_convnet
 
 import zoo
 import zoo.hub
+from pretrain.teachers.tokens import open_tokens
 from zoo.card import Card
 from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError
 from zoo.folder import load_model, save_model
@@ -102,6 +104,16 @@ def test_a_timm_name_is_looked_up(hub: FakeHub, foreign: Path) -> None:
     assert load_model(locate("vit_base_patch16_224.mae")).config == SMALL
     with pytest.raises(UsageError, match="no model of this name"):
         locate("vit_base_patch16_224.nosuchtag")
+
+
+def test_a_convnet_by_its_timm_name_teaches(hub: FakeHub, tmp_path: Path) -> None:
+    convnet = make_convnet(tmp_path / "convnet")
+    (convnet / "zoo.json").unlink()
+    hub.add_folder("timm/resnet18.a1_in1k", convnet)
+    teacher = open_tokens("resnet18.a1_in1k", stride=16, image_size=48)
+    assert teacher(torch.rand(2, 3, 48, 48)).shape == (2, 9, 16)
+    assert teacher.record is not None
+    assert teacher.record.stride == 16
 
 
 def test_a_commit_can_be_named(hub: FakeHub, ours: Path, newer: Path) -> None:
