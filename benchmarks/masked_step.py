@@ -83,7 +83,7 @@ def main() -> None:
         folder = Path(temp) / "rn50"
         config = ConvnetConfig(architecture="resnet50")
         card = Card(name="rn50", method="none", heads=None, last_trained_block=None)
-        save_model(folder, config, build_convnet(config, seed=0).state_dict(), card)
+        save_model(folder, config, build_convnet("resnet50", {}, seed=0).state_dict(), card)
         source = replace(method.teacher, source=str(folder))
         teacher = source.load(recipe.student, torch.device("cpu"))
     forms = {

@@ -20,7 +20,7 @@ def demo_img2vec() -> Recipe:
         name="demo-img2vec",
         student=ViTConfig(width=64, depth=5, heads=4, patch=8, image_size=48),
         method=Img2Vec(
-            teacher=TokenTeacher(source="runs/demo/convnet/export", stride=16),
+            teacher=TokenTeacher(source="runs/demo/convnet/export"),
             decoder_width=64,
             decoder_depth=2,
             decoder_heads=4,

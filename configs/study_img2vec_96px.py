@@ -20,7 +20,7 @@ def study_img2vec_96px() -> Recipe:
         name="study-img2vec-96px",
         student=ViTConfig(width=96, depth=6, heads=3, patch=8, image_size=96),
         method=Img2Vec(
-            teacher=TokenTeacher(source="runs/study-simclr-96px/export", stride=16),
+            teacher=TokenTeacher(source="runs/study-simclr-96px/export"),
             decoder_width=96,
             decoder_depth=2,
             decoder_heads=3,

@@ -207,7 +207,10 @@ class _Reader:
         device = device_of(self.teacher)
         batches = images_of(self.index, self.preprocess, batch=self.batch, workers=self.workers)
         for images in batches:
-            yield self.teacher(images.to(device) / 255).float()
+            # Not TF32, which keeps ten bits of what should be fp32.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                tokens = self.teacher(images.to(device) / 255)
+            yield tokens.float()
 
     def mean_token(self) -> Tensor:
         """(D,) fp64, over all tokens of all images."""

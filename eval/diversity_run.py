@@ -39,7 +39,7 @@ from pretrain.teachers.tokens import open_tokens
 from zoo.card import read_card
 from zoo.errors import UsageError
 from zoo.folder import RECORD
-from zoo.hub import locate
+from zoo.hub import HUB, locate
 from zoo.images import Preprocess
 
 _STAGE = re.compile(r"(?P<source>.+):stride(?P<stride>[1-9]\d{0,3})")
@@ -172,6 +172,13 @@ def _open_images(data: Path) -> ImageIndex:
 def _asked(text: str) -> _Asked:
     found = None if Path(text).expanduser().exists() else _STAGE.fullmatch(text)
     if not found:
+        name, colon, stage = text.rpartition(":")
+        if colon and not Path(text).expanduser().exists() and f"{name}:" != HUB:
+            raise UsageError(
+                f"a stage is written NAME:stride16, not {stage!r}",
+                where=text,
+                fix="give the stride of one of the convnet's stages, or no colon",
+            )
         return _Asked(text=text, source=text, stride=None)
     return _Asked(text=text, source=found["source"], stride=int(found["stride"]))
 

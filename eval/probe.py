@@ -20,7 +20,7 @@ from pretrain.teachers.frozen import FrozenTokens
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.folder import Model
 from zoo.images import Preprocess, normalise, read_image
-from zoo.vit import Tap, taps
+from zoo.vit import Tap, final_norm, taps
 
 Pooling = Literal["cls", "mean"]
 
@@ -132,7 +132,7 @@ def _tokens_of(
 
     def read(images01: Tensor) -> Tensor:
         inputs = normalise(images01, network.preprocess.mean, network.preprocess.std)
-        tokens = vit.norm(taps(vit, inputs, [tap])[tap])
+        tokens = final_norm(vit)(taps(vit, inputs, [tap])[tap])
         return tokens[:, :1] if pooling == "cls" else tokens[:, 1:]
 
     return read

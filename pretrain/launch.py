@@ -27,6 +27,7 @@ from pretrain.recipe import Recipe, as_record, differences
 from pretrain.run import RunFolder, refuse_changes
 from pretrain.signals import StopSignals
 from zoo.card import Card, TeacherRecord
+from zoo.errors import UsageError
 from zoo.folder import save_model
 
 
@@ -78,6 +79,13 @@ def _open_data(recipe: Recipe, world: World, reindex: bool) -> ImageIndex:
 def _new_state(objective: Objective, recipe: Recipe) -> TrainState:
     module = cast(nn.Module, objective)
     optim = recipe.training.optim
+    running = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    if running and optim.ema_decay is not None:
+        raise UsageError(
+            "averaged weights would be exported with the running statistics of the raw ones",
+            where="training.optim.ema_decay",
+            fix="set training.optim.ema_decay=null",
+        )
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return TrainState(
         objective=module,

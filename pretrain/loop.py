@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
@@ -108,7 +108,9 @@ def train(objective: Objective, job: Job) -> None:
     training, world, state = job.training, job.world, job.state
     module = _wrap(objective, training, world)
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    guard = FiniteGuard(world, state.optimizer)
+    named = state.objective.state_dict(keep_vars=True).values()
+    buffers = [tensor for tensor in named if not isinstance(tensor, nn.Parameter)]
+    guard = FiniteGuard(world, state.optimizer, buffers)
     meters = Meters(state.notes.get("meters"))
     watch = Watch(job)
 
@@ -203,11 +205,15 @@ class FiniteGuard:
     """A sticky flag on the device that stops every update once anything is not finite.
 
     Fused optimizers skip a step whose ``found_inf`` is 1 (the contract GradScaler uses), so the
-    weights stay at the last good step without the host having to look.
+    weights stay at the last good step without the host having to look.  Running statistics move
+    in the forward pass, before anyone can know: a copy of them stays behind instead.
     """
 
-    def __init__(self, world: World, optimizer: torch.optim.Optimizer) -> None:
-        self.world = world
+    def __init__(
+        self, world: World, optimizer: torch.optim.Optimizer, buffers: Sequence[Tensor] = ()
+    ) -> None:
+        self.world, self._buffers = world, buffers
+        self._kept = [tensor.clone() for tensor in buffers]
         self.bad = torch.zeros((), device=world.device)
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
         self.seen = torch.zeros(0)
@@ -225,6 +231,14 @@ class FiniteGuard:
         # masked_fill_ takes a number without sending it to the device, which would wait for it.
         self.bad_step.masked_fill_(~finite & (self.bad == 0), step)
         self.bad.copy_(torch.maximum(self.bad, (~finite).float()))
+        for kept, now in zip(self._kept, self._buffers, strict=True):
+            kept.copy_(torch.where(self.bad > 0, kept, now))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring the running statistics back to the last good step."""
+        for kept, now in zip(self._kept, self._buffers, strict=True):
+            now.copy_(kept)
 
 
 def _stop_if_diverged(guard: FiniteGuard, meters: Meters, job: Job) -> None:
@@ -233,6 +247,7 @@ def _stop_if_diverged(guard: FiniteGuard, meters: Meters, job: Job) -> None:
         return
     bad_step = int(guard.bad_step.item())
     dropped = job.state.step - bad_step
+    guard.restore()
     job.state.step = bad_step
     job.state.notes["meters"] = meters.as_notes(dropped_steps=dropped)
     job.save()

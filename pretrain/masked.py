@@ -46,7 +46,7 @@ class CellMask:
             raise UsageError(
                 f"a mask ratio of {self.ratio} leaves no visible cell of {self.cells}",
                 where="method.mask_ratio",
-                fix=f"choose at most {(self.cells - 1) / self.cells:.4f}, or a smaller mask_unit"
+                fix=f"choose at most {_down(1 - 1 / self.cells)}, or a smaller mask_unit"
                 if self.cells > 1
                 else "choose a smaller mask_unit",
             )
@@ -68,6 +68,11 @@ class CellMask:
     @property
     def visible_patches(self) -> int:
         return self.visible * (self.unit // self.student.patch) ** 2
+
+
+def _down(ratio: float) -> float:
+    """To four digits, and not above: advice that can be followed."""
+    return math.floor(ratio * 1e4) / 1e4
 
 
 def patch_order(draws: Tensor, patches: Tensor) -> Tensor:

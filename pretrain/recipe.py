@@ -13,10 +13,10 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pretrain.data import Data
 from pretrain.loop import Training
@@ -53,6 +53,9 @@ class Recipe(Generic[Student]):
     training: Training
 
 
+_KeyValue = Annotated[str, Field(pattern="^[^=]+=")]
+
+
 def list_recipes() -> list[str]:
     """The names of all shipped recipes."""
     files = importlib.resources.files("configs").iterdir()
@@ -79,9 +82,9 @@ def named_overrides(name: str) -> dict[str, list[str]]:
     place = _place_of(name)
     try:
         for node in ast.parse(place.read_text()).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "NAMED":
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAMED":
                 named = ast.literal_eval(node.value)
-                return TypeAdapter(dict[str, list[str]]).validate_python(named, strict=True)
+                return TypeAdapter(dict[str, list[_KeyValue]]).validate_python(named, strict=True)
     except (SyntaxError, ValueError) as error:  # a ValidationError is a ValueError
         raise UsageError(
             f"a recipe file that cannot be read: {str(error).splitlines()[0]}",
@@ -134,22 +137,28 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     is added to the recipe's own.  Raises UsageError.
     """
     texts: dict[str, str] = {}
+    came_from: dict[str, str] = {}
     suffix = ""
     known = named_overrides(name)
     for override in overrides:
-        if override in known:
-            texts |= dict(entry.split("=", 1) for entry in known[override])
-            suffix += f"-{override}"
-            continue
-        key, equals, text = override.partition("=")
-        if not equals:
-            named = f"; named ones of {name}: {', '.join(known)}" if known else ""
-            raise UsageError(
-                f"an override is key.path=value, not {override!r}",
-                where=f"recipe {name}{named}",
-                fix="for example training.epochs=100",
-            )
-        texts[key] = text
+        for entry in known.get(override, [override]):
+            key, equals, text = entry.partition("=")
+            if not equals:
+                raise UsageError(
+                    f"an override is key.path=value, not {entry!r}"
+                    + _did_you_mean(entry, list(known)),
+                    where=f"recipe {name}"
+                    + (f"; its named ones: {', '.join(known)}" if known else ""),
+                    fix="for example training.epochs=100",
+                )
+            if key in texts and {override, came_from[key]} & known.keys():
+                raise UsageError(
+                    f"{override!r} sets {key}, which {came_from[key]!r} has set already",
+                    where=f"recipe {name}",
+                    fix="give one of them",
+                )
+            texts[key], came_from[key] = text, override
+        suffix += f"-{override}" if override in known else ""
     recipe = _replace(recipe_function(name)(), [(key.split("."), key) for key in texts], texts)
     _check(recipe)
     return dataclasses.replace(recipe, name=recipe.name + suffix)

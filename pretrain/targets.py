@@ -26,9 +26,10 @@ class TargetNorm(nn.Module):
         super().__init__()
         self.scale, self.width = scale, width
         if scale == "whiten":  # part of the checkpoint: a resumed run goes on with the same targets
-            self.register_buffer("count", torch.zeros(()))
-            self.register_buffer("mean", torch.zeros(width))
-            self.register_buffer("squares", torch.zeros(width))
+            # fp64: after billions of tokens, a batch would vanish in fp32's last digit.
+            self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+            self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+            self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class TargetNorm(nn.Module):
                 self._take_in(features.flatten(0, -2))
             deviation = (self.squares / self.count.clamp_min(1)).sqrt()
             # A channel that never fires has no deviation: it stays at zero.
-            return (features - self.mean) / deviation.clamp_min(1e-6)
+            return (features - self.mean.float()) / deviation.float().clamp_min(1e-6)
         return features
 
     def _take_in(self, features: Tensor) -> None:
@@ -52,6 +53,7 @@ class TargetNorm(nn.Module):
         squares = (features - mean).square().sum(0)
         if dist.is_initialized():
             dist.all_reduce(squares)
+        count, mean, squares = count.double(), mean.double(), squares.double()
         total = self.count + count
         step = mean - self.mean
         self.squares += squares + step.square() * self.count * count / total

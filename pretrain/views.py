@@ -70,11 +70,13 @@ def zoom(images01_B3SS: Tensor, least: float, draws_B3: Tensor) -> Tensor:
     (B, 3, S, S) floats to the same.  The crop's side is uniform in [``least``, 1] of the image's
     (first draw), its place uniform (the other two).
     """
+    size = images01_B3SS.shape[-1]
     side = least + (1 - least) * draws_B3[:, 0]
-    shift = (1 - side)[:, None] * (2 * draws_B3[:, 1:] - 1)  # of the centre, in [-1, 1]
-    scale = torch.diag_embed(side[:, None].expand(-1, 2))
-    place = torch.cat([scale, shift.unsqueeze(-1)], dim=-1)
-    grid = F.affine_grid(place, list(images01_B3SS.shape), align_corners=False)
+    centre_x, centre_y = ((1 - side)[:, None] * (2 * draws_B3[:, 1:] - 1)).T  # in [-1, 1]
+    # Pixel centres.  Not affine_grid, whose product autocast would round to half precision.
+    line = (2 * torch.arange(size, device=side.device) + 1) / size - 1
+    x, y = (c[:, None] + side[:, None] * line for c in (centre_x, centre_y))
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], -1)
     return F.grid_sample(images01_B3SS, grid, padding_mode="border", align_corners=False)
 
 

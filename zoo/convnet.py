@@ -3,6 +3,7 @@
 B images · C channels · G cells along one side · S image side in pixels
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zoo.errors import UsageError
+from zoo.vit import MOST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,12 @@ class ConvnetConfig:
     """Side of the input, in pixels: for preprocessing, any multiple of the stride will do."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= MOST["image_size"]:
+            raise UsageError(
+                f"no convnet takes images of {self.image_size:,} px",
+                where=f"{type(self).__name__}.image_size",
+                fix=f"choose 1 … {MOST['image_size']:,}",
+            )
         if not timm.is_model(self.architecture) or self.architecture.startswith("vit_"):
             raise UsageError(
                 f"timm has no convnet called {self.architecture[:80]!r}",
@@ -63,6 +71,9 @@ def empty_convnet(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     reason: object = "it gives no feature maps"
     try:
+        # timm would fetch a name such as hf-hub:… or read a folder.
+        if not timm.is_model(architecture):
+            raise ValueError("no network of this name")
         with torch.device("meta"):
             net = timm.create_model(architecture, num_classes=0, **arguments)
         maps = hasattr(net, "forward_intermediates") and hasattr(net, "feature_info")
@@ -77,12 +88,12 @@ def empty_convnet(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     )
 
 
-def build_convnet(config: ConvnetConfig, *, seed: int) -> nn.Module:
-    """A new network without a classifier, as timm initialises it."""
-    empty_convnet(config.architecture, config.arguments)  # the same errors, before the work
+def build_convnet(architecture: str, arguments: Mapping[str, Any], *, seed: int) -> nn.Module:
+    """A new network without a classifier, as timm initialises it.  Raises UsageError."""
+    empty_convnet(architecture, arguments)  # the errors, before the work
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return timm.create_model(config.architecture, num_classes=0, **config.arguments)
+        return timm.create_model(architecture, num_classes=0, **arguments)
 
 
 def stages(net: nn.Module) -> list[Stage]:
@@ -120,16 +131,32 @@ def cut_after(net: nn.Module, stage: Stage) -> nn.Module:
     return net
 
 
+def classifier_of(net: nn.Module) -> re.Pattern[str]:
+    """Names of the classifier's tensors that a published file may hold beside the network's."""
+    stated = net.pretrained_cfg.get("classifier") or "fc"  # type: ignore[union-attr]  # timm's dict
+    names = [stated] if isinstance(stated, str) else list(stated)
+    return re.compile(rf"({'|'.join(map(re.escape, ['fc', *names]))})\.(weight|bias)")
+
+
 def require_grid(net: nn.Module, stage: Stage, image_size: int) -> int:
     """Cells along one side for this input, G.  Raises UsageError where they do not tile it."""
-    probe = torch.empty(1, 3, image_size, image_size, device="meta")
     net.eval()  # in training, batch normalisation refuses a map of one cell
-    grid = read_stage(net, probe, stage).shape[-1] if image_size >= stage.stride else 0
-    if grid * stage.stride != image_size:
-        below = max(1, image_size // stage.stride) * stage.stride
-        raise UsageError(
-            f"cells of {stage.stride} px do not tile an image of {image_size} px",
-            where=f"{type(net).__name__} at stride {stage.stride}",
-            fix=f"choose an image size such as {below} or {below + stage.stride}, or another stage",
-        )
-    return grid
+    probe = torch.empty(1, 3, image_size, image_size, device="meta")
+    below = max(1, image_size // stage.stride) * stage.stride
+    fix = f"choose an image size such as {below} or {below + stage.stride}, or another stage"
+    grid, reason = 0, ""
+    try:
+        if image_size >= stage.stride:
+            grid = read_stage(net, probe, stage).shape[-1]
+    except (AssertionError, RuntimeError, ValueError) as error:  # one that takes one size only
+        reason = f": {str(error).partition(chr(10))[0]}"
+        fix = "choose the network's own image size"
+    if grid * stage.stride == image_size:
+        return grid
+    if image_size % stage.stride == 0 and not reason:
+        fix = f"choose another network or stage: this one's map has {grid} cells a side"
+    raise UsageError(
+        f"cells of {stage.stride} px do not tile an image of {image_size} px{reason}",
+        where=f"{type(net).__name__} at stride {stage.stride}",
+        fix=fix,
+    )

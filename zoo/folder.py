@@ -20,12 +20,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zoo.card import Card, FileRecord, read_card, readme
-from zoo.convnet import ConvnetConfig, Stage, cut_after, require_grid, stage_at
+from zoo.convnet import (
+    ConvnetConfig,
+    Stage,
+    build_convnet,
+    classifier_of,
+    cut_after,
+    empty_convnet,
+    require_grid,
+    stage_at,
+)
 from zoo.errors import DiskError, IntegrityError, UsageError
 from zoo.files import atomic_folder, atomic_json, safe_join, sha256_of
 from zoo.images import Preprocess
 from zoo.layout import (
-    convnet_from_layout,
+    convnet_of,
     empty_from_layout,
     image_size_of,
     is_convnet,
@@ -40,7 +49,6 @@ from zoo.vit import ViTConfig, adopt_weights, config_of
 WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "zoo.json"
 
 _HEAD = re.compile(r"(head|head_dist)\..*")
-_CLASSIFIER = re.compile(r"(fc|classifier|head|head\.fc)\.(weight|bias)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,15 +219,18 @@ def load_convnet(
     """
     card = verify(folder)
     layout = read_layout(folder / CONFIG)
-    net = convnet_from_layout(layout)
-    stage = stage_at(net, stride or (card.stride if card else None))
+    architecture, arguments = convnet_of(layout)
+    empty = empty_convnet(architecture, arguments)
+    stage = stage_at(empty, stride or (card.stride if card else None))
     size = image_size or image_size_of(layout)
-    require_grid(net, stage, size)
-    _require_weights_of(net, folder / WEIGHTS, _CLASSIFIER)
-    cut_after(net, stage)
+    require_grid(empty, stage, size)
+    _require_weights_of(empty, folder / WEIGHTS, classifier_of(empty))
+    # A real one, now that the weights are known to fit: some networks keep tables (of blur
+    # filters, of positions) that are in no file.
+    net = cut_after(build_convnet(architecture, arguments, seed=0), stage)
     weights = _read_weights_of(net, folder / WEIGHTS, device)
     net.load_state_dict(weights, strict=True, assign=True)
-    net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Convnet(net=net, stage=stage, **_known(folder, layout, card, size))
 
 

@@ -4,6 +4,7 @@ The file comes from wherever the weights come from.  Every value that reaches ti
 few that a plain ViT needs, of the right type and of a size that exists.
 """
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
+import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
-from zoo.convnet import ConvnetConfig, empty_convnet
+from zoo.convnet import ConvnetConfig
 from zoo.errors import IntegrityError, UsageError
 from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from zoo.vit import MOST, VIT_B, VIT_L, VIT_S, VIT_T, ViTConfig
@@ -30,7 +31,7 @@ _ARCHITECTURES = {
     VIT_B.width: "vit_base_patch16_224",
     VIT_L.width: "vit_large_patch16_224",
 }
-_ARCHITECTURE = re.compile(r"vit_[a-z0-9_]+(\.[a-z0-9_]+)?")
+_ARCHITECTURE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 
 
 def timm_config(config: ViTConfig | ConvnetConfig, name: str) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def empty_from_layout(layout: dict[str, Any], path: Path) -> VisionTransformer:
             vit = timm.create_model(
                 name.split(".")[0], device="meta", weight_init="skip", **arguments
             )
-            if isinstance(vit, VisionTransformer):
+            if type(vit) is VisionTransformer:  # a subclass has tokens or parts of its own
                 return vit
             reason = type(vit).__name__
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
@@ -191,18 +192,27 @@ def empty_from_layout(layout: dict[str, Any], path: Path) -> VisionTransformer:
 def is_convnet(layout: dict[str, Any]) -> bool:
     """Whether a read ``config.json`` names a network of timm's that is no ViT."""
     name = layout["architecture"].split(".")[0]
-    return not name.startswith("vit_") and timm.is_model(name)
+    if not timm.is_model(name) or name.startswith("vit_"):
+        return False
+    return not issubclass(_class_of(name), VisionTransformer)
 
 
-def convnet_from_layout(layout: dict[str, Any]) -> nn.Module:
-    """The convnet that a read ``config.json`` describes, on the meta device, without a classifier.
+@functools.cache
+def _class_of(name: str) -> type:
+    """What timm makes of a name that it knows: ``deit_…`` is a ViT too."""
+    try:
+        with torch.device("meta"):
+            return type(timm.create_model(name, num_classes=0))
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError):
+        return object  # one that cannot be built without memory is no plain ViT
 
-    Raises UsageError where it is not one that timm can build.
-    """
+
+def convnet_of(layout: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """timm's name and the arguments of the convnet that a read ``config.json`` describes."""
     arguments = dict(layout.get("model_args") or {})
     for head in ("num_classes", "global_pool"):  # what we leave out anyhow
         arguments.pop(head, None)
-    return empty_convnet(layout["architecture"].split(".")[0], arguments)
+    return layout["architecture"].split(".")[0], arguments
 
 
 def preprocess_of(layout: dict[str, Any], image_size: int) -> Preprocess:

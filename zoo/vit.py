@@ -179,6 +179,12 @@ def config_of(vit: VisionTransformer) -> ViTConfig:
     )
 
 
+def final_norm(vit: VisionTransformer) -> nn.Module:
+    """The norm behind the last block: with mean pooling, timm may keep it behind the pooling."""
+    pooled_first = isinstance(vit.norm, nn.Identity) and isinstance(vit.fc_norm, nn.LayerNorm)
+    return vit.fc_norm if pooled_first else vit.norm
+
+
 def sincos_positions(width: int, grid: int) -> Tensor:
     """Fixed 2-D positions in MAE's layout: (1, 1 + grid², width) float32, class token zero.
 

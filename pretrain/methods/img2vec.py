@@ -185,7 +185,8 @@ class MaskedFeaturePrediction(nn.Module):
             place = cells.flatten().argsort() // cells.shape[1]  # the cell of each patch
             guess, target = self.patch_head(decoded), target[:, place]
         errors = F.smooth_l1_loss(guess.float(), target, beta=self.method.beta, reduction="none")
-        return (errors.mean(-1) * counts).sum() / counts.sum()
+        # Image by image: where cells are hidden in part, their number varies.
+        return ((errors.mean(-1) * counts).sum(1) / counts.sum(1)).mean()
 
     def global_loss(self, seen: Tensor, features: Tensor) -> Tensor:
         """Smooth-L1 from the mean visible patch to the teacher's pooled embedding; scalar, fp32.

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from pretrain.objective import Batch, Export, ParamGroup
 from pretrain.optim import Count, NotNegative, Positive, decay_matrices
 from pretrain.views import STRONG_VIEW_DRAWS, strong_view
-from zoo.convnet import ConvnetConfig, build_convnet, read_stage, stage_at
+from zoo.convnet import (
+    ConvnetConfig,
+    build_convnet,
+    empty_convnet,
+    read_stage,
+    require_grid,
+    stage_at,
+)
+from zoo.errors import UsageError
 from zoo.images import normalise
 
 
@@ -64,6 +72,12 @@ class Contrast(nn.Module):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if len(batch.images) < 2:
+            raise UsageError(
+                "contrast needs two images at once",
+                where="training.rank_batch",
+                fix="set training.rank_batch to 2 or more; hundreds are usual",
+            )
         images01 = batch.images / 255
         views = [
             strong_view(
@@ -75,7 +89,7 @@ class Contrast(nn.Module):
             )
             for draws in batch.draws.split(STRONG_VIEW_DRAWS, dim=1)
         ]
-        one, other = self.projection(self.trunk(torch.cat(views))).float().chunk(2)
+        one, other = self.projection(self.trunk(torch.cat(views))).chunk(2)
         loss, agreement = contrastive_loss(one, other, self.method.temperature)
         return {"total": loss, "agreement": agreement}
 
@@ -88,7 +102,8 @@ class Contrast(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Images in, the pooled map of one stage out.  Raises UsageError for a stride it has not.
+    """Images in, the pooled map of one stage out.  Raises UsageError for a stride it has not,
+    or an image size that the stage's cells do not tile.
 
     stride: of the stage, in pixels; null for the last.  What lies beyond the stage stays as it was
     drawn.
@@ -96,21 +111,23 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ConvnetConfig, *, stride: int | None, seed: int) -> None:
         super().__init__()
-        self.net = build_convnet(config, seed=seed)
+        self.net = build_convnet(config.architecture, config.arguments, seed=seed)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stage = stage_at(self.net, stride)
-        reached = {id(p) for p in self._reached()}
+        empty = empty_convnet(config.architecture, config.arguments)
+        require_grid(empty, self.stage, config.image_size)
+        reached = {id(p) for p in self._reached(config.image_size)}
         beyond = {n: p for n, p in self.net.named_parameters() if id(p) not in reached}
         for parameter in beyond.values():
             parameter.requires_grad_(False)
         self.fresh = tuple(beyond)
         """Names of parameters beyond the stage."""
 
-    def _reached(self) -> Iterable[nn.Parameter]:
+    def _reached(self, image_size: int) -> Iterable[nn.Parameter]:
         """The parameters that the stage depends on, found by asking autograd."""
-        side = 4 * self.stage.stride
         self.net.eval()
-        read_stage(self.net, torch.zeros(1, 3, side, side), self.stage).sum().backward()
+        probe = torch.zeros(1, 3, image_size, image_size)
+        read_stage(self.net, probe, self.stage).sum().backward()
         reached = [p for p in self.net.parameters() if p.grad is not None]
         self.net.zero_grad(set_to_none=True)
         self.net.train()
@@ -136,9 +153,10 @@ def contrastive_loss(one: Tensor, other: Tensor, temperature: float) -> tuple[Te
 
     Each of the 2·B views picks its twin among the 2·B − 1 others, by cosine over temperature.
     """
-    views = F.normalize(torch.cat([one, other]), dim=1)
+    views = F.normalize(torch.cat([one, other]).float(), dim=1)
     itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
-    logits = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
+    with torch.autocast(views.device.type, enabled=False):  # over 0.1, half precision shows
+        logits = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
     twin = torch.arange(len(views), device=views.device).roll(len(one))
     return F.cross_entropy(logits, twin), (logits.argmax(1) == twin).float().mean()
 

@@ -31,6 +31,12 @@ class TokenTeacher:
     def load(self, student: ViTConfig, device: torch.device) -> FrozenTokens:
         """Fetch, verify and freeze.  Raises UsageError, IntegrityError, NetworkError."""
         if self.source == PIXELS:
+            if self.stride not in (None, student.patch):
+                raise UsageError(
+                    f"pixels have no stage of stride {self.stride}",
+                    where="method.teacher.stride",
+                    fix="set method.teacher.stride=null",
+                )
             return pixel_tokens(patch=student.patch, image_size=student.image_size)
         return open_tokens(
             self.source,

@@ -14,7 +14,7 @@ from zoo.errors import UsageError
 from zoo.folder import load_model, read_config
 from zoo.hub import locate
 from zoo.images import Preprocess
-from zoo.vit import Tap, ViTConfig, divisors, taps
+from zoo.vit import Tap, ViTConfig, divisors, final_norm, taps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +121,7 @@ def vit_tokens(
     last = Tap(model.last_trained_block, "block")
 
     def read(net: VisionTransformer, images: Tensor) -> Tensor:
-        return net.norm(taps(net, images, [last])[last])[:, 1:]
+        return final_norm(net)(taps(net, images, [last])[last])[:, 1:]
 
     return FrozenTokens(
         model.vit,

@@ -77,12 +77,30 @@ def test_its_heads_divide(name: str) -> None:
 IMG2VEC = [name for name in NAMES if isinstance(find_recipe(name).method, Img2Vec)]
 
 
+def _cell(source: str) -> int:
+    """Side of a teacher's cell, as its maker's recipe or DINO's ResNet-50 has it."""
+    if source == "models/dino-rn50":
+        return 32
+    maker = find_recipe(_maker(source)).method
+    assert isinstance(maker, SimCLR)
+    assert maker.stride is not None
+    return maker.stride
+
+
+def img2vec(name: str) -> Img2Vec:
+    method = find_recipe(name).method
+    assert isinstance(method, Img2Vec)
+    return method
+
+
 @pytest.mark.parametrize("name", IMG2VEC)
 def test_its_masks_follow_its_teachers_cells(name: str) -> None:
     recipe = find_recipe(name)
-    cell = recipe.method.teacher.stride or 32  # the last stage of DINO's ResNet-50
-    assert recipe.method.mask_unit is None
-    mask = CellMask(student=recipe.student, unit=cell, ratio=recipe.method.mask_ratio)
+    method = img2vec(name)
+    cell = _cell(method.teacher.source)
+    assert method.teacher.stride is None
+    assert method.mask_unit is None
+    mask = CellMask(student=recipe.student, unit=cell, ratio=method.mask_ratio)
     if recipe.student.image_size == 224:
         assert (mask.cells, mask.masked, mask.visible_patches) == (49, 30, 76)
 
@@ -98,17 +116,22 @@ def test_its_named_overrides_fit_and_join_its_name(name: str) -> None:
 def test_img2vec_is_there_in_four_sizes_with_lower_masks_for_the_small() -> None:
     assert [f"img2vec-vit-{size}" in IMG2VEC for size in "tsbl"] == [True] * 4
     assert [len(named_overrides(f"img2vec-vit-{size}")) for size in "tsbl"] == [3, 2, 0, 0]
-    depths = [find_recipe(f"img2vec-vit-{size}").method.decoder_depth for size in "tsbl"]
+    depths = [img2vec(f"img2vec-vit-{size}").decoder_depth for size in "tsbl"]
     assert depths == [2, 2, 2, 4]
+
+
+def _maker(source: str) -> str:
+    """The recipe whose export a teacher is."""
+    match = re.fullmatch(r"runs/([a-z0-9/-]+)/export", source)
+    assert match, f"a teacher is a run's export or a published one, not {source}"
+    return match[1].replace("/", "-")
 
 
 def _teacher(source: str) -> tuple[int, int, int]:
     """Width, relation heads and blocks of a recipe's teacher, through the chain of recipes."""
     if source in HUB_TEACHERS:
         return HUB_TEACHERS[source]
-    match = re.fullmatch(r"runs/([a-z0-9/-]+)/export", source)
-    assert match, f"a teacher is a run's export or a published one, not {source}"
-    maker = find_recipe(match[1].replace("/", "-"))
+    maker = find_recipe(_maker(source))
     student = maker.student
     if isinstance(maker.method, TinyMIM):  # its card records what its last block was taught with
         heads = maker.method.teacher.relation_heads or _teacher(maker.method.teacher.source)[1]

@@ -33,5 +33,10 @@ def make_convnet(
 ) -> Path:
     """A model folder with a fresh convnet, trained up to ``stride`` if its card is believed."""
     card = Card(name=folder.name, method="none", heads=None, last_trained_block=None, stride=stride)
-    save_model(folder, config, build_convnet(config, seed=seed).state_dict(), card)
+    save_model(
+        folder,
+        config,
+        build_convnet(config.architecture, config.arguments, seed=seed).state_dict(),
+        card,
+    )
     return folder

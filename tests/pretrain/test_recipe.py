@@ -163,7 +163,10 @@ def test_any_text_is_accepted_or_a_usage_error(pairs: list[tuple[str, str]], loo
 
 @pytest.mark.parametrize(
     "named",
-    ["NAMED = dict(a=1)", "NAMED = {'a': 'b=1'}", "NAMED = {'a': [1]}", "def (", "NAMED = 3"],
+    [
+        *("NAMED = dict(a=1)", "NAMED = {'a': 'b=1'}", "NAMED = {'a': [1]}", "NAMED = 3"),
+        *("NAMED = {'a': ['no-equals']}", "def ("),
+    ],
 )
 def test_a_file_whose_named_overrides_are_no_plain_values_is_refused(
     tmp_path: Path, named: str
@@ -173,11 +176,14 @@ def test_a_file_whose_named_overrides_are_no_plain_values_is_refused(
         find_recipe(str(tmp_path / "mine.py"))
 
 
-def test_named_overrides_come_before_what_is_written_out() -> None:
-    named = find_recipe("img2vec-vit-t", ["mask-25"])
-    assert (named.name, named.method.mask_ratio) == ("img2vec-vit-t-mask-25", 0.25)
-    both = find_recipe("img2vec-vit-t", ["mask-25", "method.mask_ratio=0.3"])
-    assert both.method.mask_ratio == 0.3
+def test_named_overrides_join_the_name_and_must_not_contradict() -> None:
+    named = find_recipe("img2vec-vit-t", ["mask-25", "training.epochs=3"])
+    assert named.name == "img2vec-vit-t-mask-25"
+    assert as_record(named)["method.mask_ratio"] == 0.25
+    for other in ("mask-40", "mask-25", "method.mask_ratio=0.3"):
+        for both in (["mask-25", other], [other, "mask-25"]):
+            with pytest.raises(UsageError, match="set already"):
+                find_recipe("img2vec-vit-t", both)
     with pytest.raises(UsageError, match="mask-99") as caught:
         find_recipe("img2vec-vit-t", ["mask-99"])
     assert "mask-15, mask-25, mask-40" in caught.value.where

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from models import CONVNET
 from runs import TINY, last_words, words, zoo
+from safetensors.torch import load_file
 
 from pretrain.methods.simclr import Contrast, SimCLR, contrastive_loss
 from pretrain.objective import Batch
@@ -88,6 +89,43 @@ def test_what_lies_beyond_the_stage_stays_and_the_rest_learns() -> None:
     fresh = set(objective.export().fresh)
     assert fresh == {name for name in before if name.startswith("layer4.")}
     assert moved == set(before) - fresh
+
+
+def test_half_precision_does_not_reach_the_loss() -> None:
+    one, other = torch.randn(2, 16, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = contrastive_loss(one, other, 0.1)
+    assert half == contrastive_loss(one, other, 0.1)[0]
+
+
+def test_one_image_has_nothing_to_contrast_with() -> None:
+    objective = build()
+    with pytest.raises(UsageError, match="two images"):
+        objective(batch_of(1, objective))
+
+
+def test_averaged_weights_are_refused_with_running_statistics(photos: Path, tmp_path: Path) -> None:
+    settings = {key: value for key, value in TINY.items() if not key.startswith("student")}
+    settings |= {"student.image_size": "32", "training.optim.ema_decay": "0.9"}
+    assert zoo(words("demo-convnet", photos, tmp_path / "run", settings)) == 2
+    assert "running statistics" in last_words(tmp_path / "run")["error"]
+
+
+def test_divergence_saves_the_running_statistics_of_the_last_good_step(
+    photos: Path, tmp_path: Path
+) -> None:
+    """They move in the forward pass, also in that of the steps that nobody takes."""
+    tiny = {key: value for key, value in TINY.items() if not key.startswith("student")}
+    tiny |= {"student.image_size": "32", "training.warmup_steps": "2"}
+    tiny |= {"training.optim.lr_per_256": "1e30", "training.log_every_steps": "7"}
+    tiny |= {"training.save_every_steps": "100"}
+    assert zoo(words("demo-convnet", photos, tmp_path / "run", tiny)) == 7
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    step = int(saved.name.removeprefix("step-"))
+    tensors = load_file(saved / "model.safetensors")
+    assert all(torch.isfinite(t).all() for name, t in tensors.items() if "running" in name)
+    # Two micro-batches a step.
+    assert tensors["trunk.net.bn1.num_batches_tracked"] == 2 * step
 
 
 def test_a_stride_that_it_has_not_is_refused() -> None:

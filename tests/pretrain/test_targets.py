@@ -33,8 +33,7 @@ def test_whitening_uses_the_moments_of_all_tokens_so_far(seed: int, sizes: list[
     norm = TargetNorm("whiten", 3)
     scale, offset = torch.tensor([1.0, 20.0, 0.05]), torch.tensor([0.0, -300.0, 2.0])
     batches = [torch.randn(n, 4, 3, generator=generator) * scale + offset for n in sizes]
-    for batch in batches:
-        target = norm(batch)
+    target = [norm(batch) for batch in batches][-1]
     seen = torch.cat(batches).flatten(0, 1).double()
     expected = (batches[-1] - seen.mean(0)) / seen.std(0, correction=0)
     torch.testing.assert_close(target.double(), expected, atol=2e-3, rtol=2e-3)

@@ -10,6 +10,7 @@ from models import TEACHER, make_model
 from runs import TINY, last_words, words, zoo
 from safetensors.torch import load_file, save_file
 
+from pretrain.teachers.tokens import TokenTeacher, open_tokens
 from pretrain.teachers.vit import ViTTeacher
 from zoo.errors import IntegrityError, UsageError
 from zoo.vit import ViTConfig
@@ -185,3 +186,27 @@ def test_card_records_the_teacher(teacher: Path, photos: Path, tmp_path: Path) -
     assert card["teacher"]["block"] == TEACHER.depth
     assert card["relation_heads"] == card["teacher"]["relation_heads"] == 6
     assert card["last_trained_block"] == 2
+
+
+def test_pixels_have_no_stage() -> None:
+    with pytest.raises(UsageError, match="no stage of stride 32"):
+        TokenTeacher(source="pixels", stride=32).load(STUDENT, CPU)
+    tokens = TokenTeacher(source="pixels").load(STUDENT, CPU)
+    assert tokens(images()).shape == (2, 16, 192)
+
+
+def test_a_norm_kept_behind_the_pooling_is_the_final_norm(tmp_path: Path) -> None:
+    """timm's default with mean pooling: norm is an identity, fc_norm the norm."""
+    folder = make_model(tmp_path / "pooled")
+    before = open_tokens(str(folder))(images())
+    layout = json.loads((folder / "config.json").read_text())
+    layout["model_args"]["fc_norm"] = True
+    weights = load_file(folder / "model.safetensors")
+    moved = {
+        name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: t
+        for name, t in weights.items()
+    }
+    (folder / "zoo.json").unlink()
+    (folder / "config.json").write_text(json.dumps(layout))
+    save_file(moved, folder / "model.safetensors")
+    torch.testing.assert_close(open_tokens(str(folder))(images()), before)

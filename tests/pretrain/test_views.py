@@ -6,9 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torchvision.transforms.v2 import functional as F
 
-from pretrain.views import TWO_VIEW_DRAWS, color_jitter, flip, two_views
+from pretrain.views import (
+    STRONG_VIEW_DRAWS,
+    TWO_VIEW_DRAWS,
+    color_jitter,
+    flip,
+    strong_view,
+    two_views,
+    zoom,
+)
 
 OPERATIONS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
 ORDERS = [(0, 1, 2), (0, 2, 1), (1, 2, 0), (1, 0, 2), (2, 0, 1), (2, 1, 0)]
@@ -91,3 +100,43 @@ def test_no_data_dependent_python() -> None:
     student, teacher = two_views(images, draws, (0.4, 0.4, 0.4))
     assert student.shape == teacher.shape == (2, 3, 8, 8)
     assert student.dtype == teacher.dtype == torch.float32
+
+
+def test_zoom_is_a_crop_brought_back_to_full_size() -> None:
+    """Torch's own affine grid says the same, and half precision around it changes nothing."""
+    images = torch.rand(3, 3, 32, 32)
+    draws = torch.tensor([[0.0, 0.0, 0.0], [0.5, 1.0, 0.25], [1.0, 0.3, 0.9]])
+    found = zoom(images, 0.5, draws)
+    for image, (a, b, c), view in zip(images, draws.tolist(), found, strict=True):
+        side = 0.5 + 0.5 * a
+        x, y = ((1 - side) * (2 * d - 1) for d in (b, c))
+        place = torch.tensor([[[side, 0, x], [0, side, y]]])
+        grid = nn.functional.affine_grid(place, [1, 3, 32, 32], align_corners=False)
+        expected = nn.functional.grid_sample(
+            image[None], grid, padding_mode="border", align_corners=False
+        )
+        torch.testing.assert_close(view[None], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[2], images[2], atol=1e-5, rtol=1e-5)  # the whole image
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(zoom(images, 0.5, draws), found)
+
+
+def test_zoom_at_an_even_place_is_the_pixels_themselves() -> None:
+    ramp = torch.arange(8.0).expand(1, 3, 8, 8)
+    left = zoom(ramp, 0.5, torch.tensor([[0.0, 0.0, 0.0]]))
+    assert left[0, 0, 0].min() == 0
+    torch.testing.assert_close(left[0, 0, 0, 1:7], torch.arange(1, 7) / 2 - 0.25)
+    right = zoom(ramp, 0.5, torch.tensor([[0.0, 1.0, 0.0]]))
+    assert right[0, 0, 0].max() == 7
+
+
+def test_strong_view_greys_and_flips_by_its_own_draws() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    draws = torch.full((2, STRONG_VIEW_DRAWS), 0.9)
+    draws[:, 0] = 1.0  # no zoom
+    draws[0, 3], draws[1, -1] = 0.1, 0.1  # the first is flipped, the second grey
+    still = {"least_side": 0.5, "jitter": (0.0, 0.0, 0.0), "grey": 0.5}
+    view = strong_view(images, draws, **still)  # type: ignore[arg-type]
+    torch.testing.assert_close(view[0], images[0].flip(-1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(view[1, 0], view[1, 2])
+    assert not torch.equal(view[0, 0], view[0, 2])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,9 +11,18 @@ from models import CONVNET, make_convnet, make_model
 from safetensors.torch import load_file, save_file
 
 from zoo import load
-from zoo.convnet import ConvnetConfig, empty_convnet, read_stage, stage_at, stages
+from zoo.card import Card
+from zoo.convnet import (
+    ConvnetConfig,
+    build_convnet,
+    empty_convnet,
+    read_stage,
+    require_grid,
+    stage_at,
+    stages,
+)
 from zoo.errors import IntegrityError, UsageError, ZooError
-from zoo.folder import holds_convnet, load_convnet, load_model
+from zoo.folder import holds_convnet, load_convnet, load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +119,8 @@ def test_each_kind_is_refused_where_the_other_is_wanted(folder: Path, tmp_path: 
     [
         ("architecture", "os_system"),
         ("architecture", "../resnet18"),
+        ("architecture", "hf-hub:evil/model"),
+        ("architecture", "local-dir:/tmp/another"),
         ("model_args", {"channels": [8, 8, 8, 10**9]}),
         ("model_args", {"channels": [8] * 99}),
         ("model_args", {"layers": "many"}),
@@ -151,3 +163,52 @@ def test_sizes_that_no_cell_tiles_are_refused(folder: Path) -> None:
         load_convnet(folder, image_size=80)
     assert "64 or 96" in caught.value.fix
     assert CONVNET.arguments == {"channels": [8, 12, 16, 20], "layers": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize("name", ["resnetblur18", "convnext_atto", "efficientnet_b0", "resnet18"])
+def test_features_are_timms_to_the_last_digits(name: str, tmp_path: Path) -> None:
+    """Some networks keep tables that no weight file holds: they must not be left out."""
+    config = ConvnetConfig(architecture=name, image_size=64)
+    net: Any = build_convnet(name, {}, seed=1).eval()
+    card = Card(name=name, method="none", heads=None, last_trained_block=None)
+    save_model(tmp_path / name, config, net.state_dict(), card)
+    images = torch.randn(2, 3, 64, 64)
+    model = load_convnet(tmp_path / name)
+    with torch.no_grad():
+        (expected,) = net.forward_intermediates(images, indices=1, intermediates_only=True)
+        found = read_stage(model.net, images, model.stage)
+    torch.testing.assert_close(found, expected)
+    tensors = [*model.net.parameters(), *model.net.buffers()]
+    assert not [t for t in tensors if t.is_meta]
+
+
+def test_a_network_of_one_size_says_so(tmp_path: Path) -> None:
+    net = empty_convnet("swin_tiny_patch4_window7_224", {})
+    with pytest.raises(UsageError, match="do not tile an image of 96 px") as caught:
+        require_grid(net, stage_at(net, 32), 96)
+    assert "own image size" in caught.value.fix
+    assert require_grid(net, stage_at(net, 32), 224) == 7
+    shrunk = empty_convnet("inception_v3", {})
+    with pytest.raises(UsageError, match="224 px") as caught:
+        require_grid(shrunk, stage_at(shrunk, 32), 224)
+    assert "5 cells a side" in caught.value.fix
+
+
+@pytest.mark.parametrize("size", [0, -3, 10**9])
+def test_a_size_that_no_image_has_is_refused(size: int) -> None:
+    with pytest.raises(UsageError, match="no convnet takes images"):
+        ConvnetConfig(architecture="resnet18", image_size=size)
+
+
+def test_a_deit_is_a_vit(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "deit")
+    layout = json.loads((folder / "config.json").read_text())
+    (folder / "zoo.json").unlink()
+    for name, fits in (("deit_tiny_patch16_224", True), ("deit_tiny_distilled_patch16_224", False)):
+        (folder / "config.json").write_text(json.dumps(layout | {"architecture": name}))
+        assert not holds_convnet(folder)
+        if fits:
+            assert load_model(folder).config.width == 48
+        else:
+            with pytest.raises(UsageError, match="not a plain ViT"):
+                load_model(folder)
