@@ -1,10 +1,11 @@
-"""What every test stands on: no network, one thread, a cache folder of its own."""
+"""What every test stands on: no network, one thread, caches and settings of its own."""
 
 import os
 
 # Before anything imports the Hub client, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("ZOO_NAMESPACE", None)
 
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from photos import make_photos
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(cache)
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
     os.environ["HF_HOME"] = str(cache / "huggingface")
     torch.set_num_threads(1)
 

@@ -152,6 +152,52 @@ def diversity(
     _print(report.as_dict() if json_ else report.text(), json_)
 
 
+@app.command("list")
+def list_models(
+    sort: Annotated[
+        str, typer.Option(help="name, params, gflops, top1, ade20k, a, r or c.")
+    ] = "name",
+    task: Annotated[
+        str | None, typer.Option(help="classification, segmentation or features.")
+    ] = None,
+    max_params: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="For example 30M or 5.7e6.")
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", metavar="TEXT", help="In the model's and every ancestor's."),
+    ] = None,
+    state: Annotated[str | None, typer.Option(help="hosted, importable or recipe.")] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the models of the catalog."""
+    from zoo import listing
+    from zoo.catalog import load_catalog
+
+    catalog = load_catalog()
+    found = listing.select(
+        catalog, sort=sort, task=task, max_params=max_params, terms=license_, state=state
+    )
+    for problem in catalog.problems.values():
+        print(f"skipped: {problem}", file=sys.stderr)
+    _print(listing.as_dict(catalog, found) if json_ else listing.text(found), json_)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A name of zoo list.")],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a model is, where it comes from, its scores and how to have it."""
+    from zoo import info as page
+    from zoo.catalog import load_catalog
+
+    catalog = load_catalog()
+    _print(page.as_dict(catalog, model) if json_ else page.text(catalog, model), json_)
+
+
 @app.command()
 def demo(
     data: Annotated[

@@ -25,6 +25,7 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EN
 _NO_SPACE_TEXT = re.compile(r"No space left|File too large|quota|inline_container.*unexpected pos")
 # Names Windows cannot hold; a model must be usable there too.
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @contextlib.contextmanager
@@ -210,6 +211,11 @@ def safe_join(root: Path, name: str, *, follow_links: bool = False) -> Path:
             fix="do not use this source; report it to whoever publishes it",
         )
     return joined
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text can name a model, and so a folder on any system: one part, ASCII, no path."""
+    return bool(_PLAIN.fullmatch(name)) and not _unsafe_part(name)
 
 
 def _unsafe_part(part: str) -> bool:

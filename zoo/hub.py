@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from zoo.card import read_card
+from zoo.catalog import folder_here, resolve
 from zoo.errors import IntegrityError, NetworkError, UsageError
 from zoo.files import disk_errors, safe_join
 from zoo.folder import CONFIG, RECORD, WEIGHTS
@@ -26,10 +27,11 @@ MOST_FILES = 100
 def locate(source: str) -> Path:
     """The folder that holds ``config.json`` and ``model.safetensors`` of a model.
 
-    source: a folder, ``hf-hub:org/name[@revision]``, ``org/name[@revision]``, or a name that timm
-    has weights for on the Hub (``vit_large_patch16_224.mae``).  Hub files are kept in the standard
-    Hugging Face cache.  Raises UsageError, NetworkError, IntegrityError,
-    DiskError.
+    source: a folder, a name of ``zoo import`` (``models/NAME`` here), a name of the catalog
+    (``mae-vit-l[@revision]``), ``hf-hub:org/name[@revision]``, ``org/name[@revision]``, or a name
+    that timm has weights for on the Hub (``vit_large_patch16_224.mae``); whatever of these there is
+    first.  Hub files are kept in the standard Hugging Face cache.  Raises UsageError, NetworkError,
+    IntegrityError, DiskError.
     """
     folder = Path(source).expanduser()
     if (folder / CONFIG).is_file():
@@ -40,12 +42,17 @@ def locate(source: str) -> Path:
             where=str(folder),
             fix="give an export/ folder of a run, or a name on the Hub",
         )
+    if imported := folder_here(source):
+        return imported
+    if pin := resolve(source):
+        return _download(pin.source)
     repository = source.removeprefix(HUB) if source.startswith(HUB) else _timm_repository(source)
     if repository is None:
         raise UsageError(
             f"no model of this name: {source!r}",
-            where="neither a folder here, nor org/name on the Hub, nor a timm name with weights",
-            fix="make the folder first (its recipe's docstring has the command), or check the name",
+            where="neither a folder here, nor in the catalog, nor org/name on the Hub, nor a timm "
+            "name with weights",
+            fix="make the folder first (its recipe's docstring has the command), or see zoo list",
         )
     return _download(repository)
 
