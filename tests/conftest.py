@@ -13,6 +13,8 @@ import pytest
 import torch
 from photos import make_photos
 
+import zoo.settings
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -27,3 +29,15 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """36 small JPEGs in three class folders."""
     return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of the user's settings, empty; the current directory is empty too."""
+    folder, here = tmp_path / "settings", tmp_path / "here"
+    folder.mkdir()
+    here.mkdir()
+    monkeypatch.setattr(zoo.settings, "user_config_path", lambda _: folder)
+    monkeypatch.delenv("ZOO_NAMESPACE", raising=False)
+    monkeypatch.chdir(here)
+    return folder

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from zoo.entry import Entry, FilePin, as_record, parse_entry
 from zoo.errors import UsageError
 from zoo.files import atomic_write, disk_errors, is_plain_name
-from zoo.settings import NAMESPACE, config_folder, namespace
+from zoo.settings import NAMESPACE, config_folder, namespace, read_toml
 
 FORMAT = 1
 MODELS = Path("models")
@@ -123,16 +123,11 @@ def load_catalog() -> Catalog:
 def _tables(file: Path) -> tuple[dict[str, Any], Problem | None]:
     """The tables of a catalog file, not yet looked into; none of a file that is not there."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"over {_MOST_BYTES:,} bytes")
-        whole = tomllib.loads(data.decode())
-    except FileNotFoundError:
+        whole = read_toml(file, _MOST_BYTES)
+    except ValueError as error:
+        return {}, Problem(file, "", str(error))
+    if whole is None:
         return {}, None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        return {}, Problem(file, "", f"not readable as TOML: {reason}")
     if whole.get("format") != FORMAT:
         stated = repr(whole.get("format", "nothing"))[:80]
         return {}, Problem(file, "format", f"this version reads format {FORMAT}, not {stated}")

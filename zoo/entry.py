@@ -31,7 +31,7 @@ METRICS = {
     "a": Metric("ImageNet-A top-1", "%"),
     "r": Metric("ImageNet-R top-1", "%"),
     "c": Metric("ImageNet-C error, unnormalised", "%", low_is_good=True),
-    "mce": Metric("ImageNet-C mCE, normalised by AlexNet", "", low_is_good=True),
+    "mce": Metric("ImageNet-C mCE, against AlexNet", "", low_is_good=True),
     "linear": Metric("ImageNet-1K top-1, linear probe", "%"),
     "knn": Metric("ImageNet-1K top-1, k-NN", "%"),
 }

@@ -114,8 +114,10 @@ def _scores(entry: Entry) -> Iterator[str]:
     width = max(len(title) for title, *_ in rows)
     yield f"  {'':<{width}}  {'published':<9}  ours"
     for title, published, ours, source, note in rows:
-        yield f"  {title:<{width}}  {published:<9}  {ours:<12}  {source}".rstrip()
-        yield from _wrapped(note, "      ")
+        line = f"  {title:<{width}}  {published:<9}  {ours:<12}  {source}".rstrip()
+        fits = len(line) <= WIDTH
+        yield line if fits else line.removesuffix(source).rstrip()
+        yield from _wrapped(note if fits else ": ".join(filter(None, (source, note))), "      ")
 
 
 def _compared(entry: Entry) -> Iterator[tuple[str, str, str, str, str]]:

@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_config_path
 
@@ -33,7 +34,7 @@ def namespace() -> str | None:
     if given := os.environ.get(NAMESPACE, ""):
         return _checked(given, NAMESPACE)
     file = config_folder() / "config.toml"
-    settings = _read(file)
+    settings = _settings(file)
     for key in settings:
         if key not in _KEYS:
             raise UsageError(
@@ -60,15 +61,33 @@ def _checked(value: object, where: str) -> str:
     )
 
 
-def _read(file: Path) -> dict[str, object]:
+def _settings(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as opened:
-            return tomllib.loads(opened.read(_MOST_BYTES).decode())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
+        return read_toml(file, _MOST_BYTES) or {}
+    except ValueError as error:
         raise UsageError(
-            f"the settings cannot be read: {str(error).splitlines()[0]}",
+            f"the settings cannot be read: {error}",
             where=str(file),
             fix="correct the file, or remove it",
         ) from error
+
+
+def read_toml(file: Path, most_bytes: int) -> dict[str, Any] | None:
+    """What a file of the user's says; None where there is none.
+
+    A home that is no folder, or that this user may not look into, holds none.  Raises ValueError,
+    one line, for a file that is there and is not readable as TOML.
+    """
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(most_bytes + 1)
+        if len(data) > most_bytes:
+            raise ValueError(f"over {most_bytes:,} bytes")
+        return tomllib.loads(data.decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, PermissionError) and not os.access(file.parent, os.X_OK):
+            return None
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"not readable as TOML: {reason}") from error
