@@ -1,4 +1,6 @@
-"""CPU seconds of ``zoo --help`` against ``hf --help``, in processes of their own, taking turns.
+"""CPU seconds of ``zoo --help``, ``list`` and ``info`` against ``hf --help``.
+
+In processes of their own, taking turns.
 
     python -m benchmarks.cli_start [--rounds 9]
 
@@ -23,12 +25,13 @@ def cpu_seconds(command: list[str]) -> float:
 
 
 def main() -> None:
-    """Print the seconds of each and their ratio."""
+    """Print the seconds of each and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     scripts = Path(sys.executable).parent
-    commands = {name: [str(scripts / name), "--help"] for name in ("zoo", "hf")}
+    lines = ["hf --help", "zoo --help", "zoo list", "zoo info mae-vit-l"]
+    commands = {line: [str(scripts / line.split()[0]), *line.split()[1:]] for line in lines}
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(options.rounds + 1):
         for name, command in commands.items():
@@ -36,9 +39,10 @@ def main() -> None:
             if number:  # the first round fills the page cache
                 taken[name].append(figure)
     for name, figures in taken.items():
-        print(f"{name} --help: {statistics.median(figures):.3f} s CPU")
-    ratios = [mine / theirs for mine, theirs in zip(taken["zoo"], taken["hf"], strict=True)]
-    print(f"zoo / hf: {statistics.median(ratios):.2f} (goal 1)")
+        ratio = statistics.median(
+            mine / theirs for mine, theirs in zip(figures, taken[lines[0]], strict=True)
+        )
+        print(f"{name}: {statistics.median(figures):.3f} s CPU, {ratio:.2f} of hf's (goal 1)")
 
 
 if __name__ == "__main__":
