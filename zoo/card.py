@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from zoo.errors import IntegrityError
 
 FORMAT = 1
+_OF_EVERY_SOURCE = ("file", "sha256", "format")
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -64,7 +65,7 @@ class Card:
     """How many heads the last block's relations were distilled with, if they were."""
     teacher: TeacherRecord | None = None
     source: dict[str, str] = field(default_factory=dict)
-    """Of imported weights: the file's name, sha256 and format."""
+    """Of imported weights: the file's name, sha256 and format, and what else its format tells."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """The recipe as resolved."""
     steps: int = 0
@@ -137,6 +138,9 @@ def _paragraphs(card: Card, architecture: str, parameters: int) -> list[str]:
     if card.source:
         what = "{format}; `{file}` (sha256 `{sha256}`)".format_map(card.source)
         lines.append(f"Imported from another project's file: {what}.")
+        told = [f"- {k}: {v}" for k, v in card.source.items() if k not in _OF_EVERY_SOURCE]
+        if told:
+            lines.append("\n".join(told))
     if card.fresh_parameters:
         lines.append(_fresh(card))
     lines.append(_scores(card))

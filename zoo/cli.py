@@ -91,13 +91,13 @@ def evaluate(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="DINO's .pth, as it was published.")],
+    file: Annotated[Path, typer.Argument(help="The .pth, as it was published.")],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="The model's name.")],
     out: Annotated[Path, typer.Option(help="Where the model folder goes.")] = Path("models"),
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a model folder of another project's weights: DINO's ResNet-50 and ViTs."""
+    """Make a model folder of another project's weights: DINO's, MAE's or TinyMIM's."""
     from zoo.foreign.importer import import_file
 
     imported = import_file(file, name, out)

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from zoo.convnet import ConvnetConfig
 from zoo.errors import IntegrityError, UsageError
 from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from zoo.vit import MOST, VIT_B, VIT_L, VIT_S, VIT_T, ViTConfig
+from zoo.vit import MOST, VIT_B, VIT_H, VIT_L, VIT_S, VIT_T, ViTConfig
 
 MAX_BYTES = 1_000_000
 
@@ -30,6 +30,7 @@ _ARCHITECTURES = {
     VIT_S.width: "vit_small_patch16_224",
     VIT_B.width: "vit_base_patch16_224",
     VIT_L.width: "vit_large_patch16_224",
+    VIT_H.width: "vit_huge_patch14_224",
 }
 _ARCHITECTURE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 

@@ -84,6 +84,7 @@ VIT_T = ViTConfig(width=192, depth=12, heads=3)
 VIT_S = ViTConfig(width=384, depth=12, heads=6)
 VIT_B = ViTConfig(width=768, depth=12, heads=12)
 VIT_L = ViTConfig(width=1024, depth=24, heads=16)
+VIT_H = ViTConfig(width=1280, depth=32, heads=16, patch=14)
 
 
 def divisors(number: int) -> list[int]:

@@ -59,7 +59,7 @@ class Evil:
 
 NAN, SMALL = torch.full((192,), torch.nan), torch.rand(3, 3)
 WRONG_OBJECTS: dict[str, tuple[Callable[[Weights, Any], object], str]] = {
-    "MAE or TinyMIM": (lambda vit, _: {"model": vit}, r"model (dict of 150 tensors)"),
+    "MAE's container": (lambda vit, _: {"model": vit}, "MAE's ViTs have width 768, 1024, 1280"),
     "SimCLR": (
         lambda vit, _: {"epoch": 1, "arch": "resnet50", "state_dict": {"backbone.conv1": SMALL}},
         "epoch (int), arch (str), state_dict (dict of 1 tensors)",
@@ -98,7 +98,7 @@ WRONG_OBJECTS: dict[str, tuple[Callable[[Weights, Any], object], str]] = {
         },
         "bn1.num_batches_tracked is torch.float16",
     ),
-    "complex": (_with(norm__weight=NAN.to(torch.complex64)), "no weights where DINO's are"),
+    "complex": (_with(norm__weight=NAN.to(torch.complex64)), "no weights where"),
     "a text among tensors": (_with(norm__weight="text"), "a dict of 150"),
     "sparse": (_with(norm__weight=torch.eye(4).to_sparse()), "plain weights"),
     "meta": (_with(norm__weight=torch.rand(192, device="meta")), "a dict of 150"),

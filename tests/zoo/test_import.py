@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from zoo.convnet import read_stage
 from zoo.errors import DiskError, Exit, IntegrityError, UsageError, ZooError
 from zoo.folder import load_convnet, load_model
 from zoo.foreign import quarantine, unpickle
-from zoo.foreign.dino import EXPECTED, backbone_names, recognise
+from zoo.foreign.dino import backbone_names
+from zoo.foreign.formats import EXPECTED, recognise
+from zoo.foreign.found import Found
 from zoo.foreign.importer import Imported, import_file
 from zoo.vit import VIT_T, ViTConfig, build_vit, empty_vit
 
@@ -80,6 +82,17 @@ def vit() -> Weights:
 @pytest.fixture(scope="module")
 def half(vit: Weights) -> Weights:
     return {name: tensor.half() for name, tensor in vit.items()}
+
+
+def found_in(shapes: Mapping[str, tuple[int, ...]], **seen: Any) -> Found:
+    """A file with tensors of these shapes, read as zeros."""
+    return Found(
+        file=Path("x.pth"),
+        seen=unpickle.Seen(kind="dict", tensors=len(shapes), **seen),
+        shapes=shapes,
+        read=lambda names: {name: torch.zeros(shapes[name]) for name in names},
+        expected=EXPECTED,
+    )
 
 
 def imported(content: object, name: str = "model", out: Path = Path("models")) -> Imported:
@@ -157,7 +170,7 @@ def test_sizes_are_read_and_heads_are_those_of_dino(
 ) -> None:
     config = ViTConfig(width=width, depth=12, heads=heads, patch=patch, image_size=grid * patch)
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_vit(config).state_dict().items()}
-    found = recognise(Path("x.pth"), unpickle.Seen(kind="dict", tensors=150), shapes)
+    found = recognise(found_in(shapes))
     assert found.config == config
     assert found.format == f"DINO ViT of width {width}, patch {patch}, backbone file"
 
@@ -184,7 +197,7 @@ _ORDERS = ["", "module.", "backbone.", "module.backbone.", "backbone.module."]
 @given(names=st.sets(_OWN), prefix=st.sampled_from(_ORDERS))
 def test_prefixes_go_in_any_order_and_heads_with_them(names: set[str], prefix: str) -> None:
     heads = {"head.a", "module.head.b.c"}
-    found = backbone_names(Path("x.pth"), {prefix + name for name in names} | heads)
+    found = backbone_names(found_in({}), {prefix + name for name in names} | heads)
     assert found == {name: prefix + name for name in names}
 
 

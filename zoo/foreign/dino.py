@@ -7,25 +7,25 @@ a file of another method with the same names and shapes cannot be told apart.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
-from zoo.convnet import ConvnetConfig, empty_convnet
-from zoo.errors import IntegrityError, UsageError
-from zoo.foreign.quarantine import unfit
-from zoo.foreign.unpickle import Seen
-from zoo.tensors import require_match
-from zoo.vit import ViTConfig, empty_vit, sincos_positions
+from zoo.convnet import ConvnetConfig
+from zoo.errors import UsageError
+from zoo.foreign.found import (
+    Format,
+    Found,
+    Recognised,
+    Shapes,
+    has_fixed_positions,
+    require_network,
+)
+from zoo.vit import ViTConfig
 
 PART = "teacher"
 """Of a full checkpoint.  DINO evaluates and releases the teacher, the student's moving average."""
 
 EXPECTED = (
-    "one of DINO's files: a ResNet-50 backbone (318 tensors, torchvision's names, no fc), a ViT "
+    "DINO's: a ResNet-50 backbone (318 tensors, torchvision's names, no fc), a ViT "
     "backbone (cls_token, pos_embed, patch_embed.proj, blocks.0 … blocks.11, norm), or a full "
     "checkpoint (student, teacher, optimizer, epoch, args, dino_loss)"
 )
@@ -42,45 +42,52 @@ _HEAD = re.compile(r"(?:module\.)?head\..+")
 _BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recognised:
-    """Which network a file holds, and where."""
-
-    config: ConvnetConfig | ViTConfig
-    names: dict[str, str]
-    """Of every tensor: in timm's network → in the file."""
-    format: str
-    """The kind of file, in words."""
+_LICENSES = {
+    "code": "Apache-2.0",
+    "weights": "Apache-2.0 as DINO states for its release (the file's origin was not checked)",
+}
 
 
-def recognise(file: Path, seen: Seen, shapes: Mapping[str, tuple[int, ...]]) -> Recognised:
-    """What the tensors of a file are: name → shape.  Raises IntegrityError for anything but DINO's.
+def claims(found: Found) -> bool:
+    """Whether it is a flat file, or has a teacher among other things."""
+    return found.seen.part in ("", PART)
+
+
+def recognise(found: Found) -> Recognised:
+    """What the tensors of a file are.  Raises IntegrityError for anything but DINO's.
 
     Names and shapes agree with the network's to the last.
     """
-    if seen.odd:
-        raise unfit(file, "not all of it are weights", ", ".join(seen.odd), EXPECTED)
-    if not shapes:
-        raise unfit(file, "no weights where DINO's are", _contents(seen), EXPECTED)
+    seen, shapes = found.seen, found.shapes
     keys = set(seen.keys)
     of_checkpoint = _CHECKPOINT <= keys <= _CHECKPOINT | _CHECKPOINT_MORE
     if seen.part and not (of_checkpoint and seen.entries == len(keys)):
-        raise unfit(file, "not a checkpoint of DINO's", _contents(seen), EXPECTED)
-    names = backbone_names(file, shapes) if seen.part else {name: name for name in shapes}
-    found = {ours: shapes[theirs] for ours, theirs in names.items()}
-    if "layer1.0.conv1.weight" in found:
+        raise found.unfit("not a checkpoint of DINO's", found.contents)
+    names = backbone_names(found, shapes) if seen.part else {name: name for name in shapes}
+    own = {ours: shapes[theirs] for ours, theirs in names.items()}
+    if "layer1.0.conv1.weight" in own:
         config, kind = ConvnetConfig(architecture="resnet50"), "ResNet-50"
-    elif "cls_token" in found:
-        config = _vit_config(file, found)
+    elif "cls_token" in own:
+        config = _vit_config(found, own)
         kind = f"ViT of width {config.width}, patch {config.patch}"
     else:
-        raise unfit(file, "neither a ResNet-50 nor a ViT", _contents(seen), EXPECTED)
-    _require_network(file, kind, config, found)
+        raise found.unfit("neither a ResNet-50 nor a ViT", found.contents)
+    require_network(found, f"DINO's {kind}", config, own)
+    if isinstance(config, ViTConfig):
+        _require_learned_positions(found, config, names["pos_embed"])
     what = "full checkpoint, its teacher" if seen.part else "backbone file"
-    return Recognised(config=config, names=names, format=f"DINO {kind}, {what}")
+    return Recognised(
+        config=config,
+        names=names,
+        format=f"DINO {kind}, {what}",
+        method="dino",
+        licenses=dict(_LICENSES),
+        weights="ema",  # the teacher; DINO's backbone files are the teacher's too
+        last_trained_block=config.depth if isinstance(config, ViTConfig) else None,
+    )
 
 
-def backbone_names(file: Path, names: Iterable[str]) -> dict[str, str]:
+def backbone_names(source: Found, names: Iterable[str]) -> dict[str, str]:
     """Name in the backbone → name in the checkpoint; those of the projection head are left out.
 
     ``module.`` and ``backbone.`` go, each once, in whichever order they stand.  Raises
@@ -93,65 +100,35 @@ def backbone_names(file: Path, names: Iterable[str]) -> dict[str, str]:
         ours = _PREFIX.sub("", theirs)
         if ours in found:
             twice = f"{found[ours]} and {theirs}"
-            raise unfit(file, "names that differ in a prefix only", twice, EXPECTED)
+            raise source.unfit("names that differ in a prefix only", twice)
         found[ours] = theirs
     return found
 
 
-def require_learned_positions(file: Path, config: ViTConfig, positions: Tensor) -> None:
-    """Raise IntegrityError for MAE's fixed positions (1, 1 + P, D): DINO learns its own."""
-    fixed = sincos_positions(config.width, config.grid)[:, 1:]
-    if torch.allclose(positions[:, 1:].float(), fixed, atol=1e-3):
-        raise unfit(file, "its positions are fixed sines, as MAE's are", "", EXPECTED)
+def _require_learned_positions(found: Found, config: ViTConfig, name: str) -> None:
+    """Raise IntegrityError for MAE's fixed positions: DINO learns its own."""
+    if has_fixed_positions(config, found.read([name])[name]):
+        raise found.unfit("its positions are fixed sines, as MAE's are, and not in MAE's container")
 
 
-def _vit_config(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
+def _vit_config(found: Found, shapes: Shapes) -> ViTConfig:
     """Width, depth, patch and image size from shapes; heads, which shapes cannot tell, by width."""
     positions, patch = shapes.get("pos_embed", ()), shapes.get("patch_embed.proj.weight", ())
     blocks = {int(match[1]) for name in shapes if (match := _BLOCK.match(name))}
     sizes = f"pos_embed {positions}, patch_embed.proj.weight {patch}, {len(blocks)} blocks"
     if len(positions) != 3 or len(patch) != 4 or positions[1] < 2:
-        raise unfit(file, "not a plain ViT", sizes, EXPECTED)
+        raise found.unfit("not a plain ViT", sizes)
     heads = _HEADS.get(positions[2])
     if heads is None or blocks != set(range(_DEPTH)):
         known = ", ".join(map(str, _HEADS))
-        raise unfit(file, f"DINO's ViTs have width {known} and {_DEPTH} blocks", sizes, EXPECTED)
+        raise found.unfit(f"DINO's ViTs have width {known} and {_DEPTH} blocks", sizes)
     image_size = math.isqrt(positions[1] - 1) * patch[3]
     try:
         return ViTConfig(
             width=positions[2], depth=_DEPTH, heads=heads, patch=patch[3], image_size=image_size
         )
     except UsageError as error:
-        raise unfit(file, error.what, sizes, EXPECTED) from error
+        raise found.unfit(error.what, sizes) from error
 
 
-def _require_network(
-    file: Path,
-    kind: str,
-    config: ConvnetConfig | ViTConfig,
-    found: Mapping[str, tuple[int, ...]],
-) -> None:
-    convnet = isinstance(config, ConvnetConfig)
-    net = empty_convnet(config.architecture, {}) if convnet else empty_vit(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    try:
-        require_match(file, found, expected)
-    except IntegrityError as error:
-        raise IntegrityError(
-            f"not DINO's {kind}: {error.what.rpartition(': ')[2]}",
-            where=error.where,
-            fix=f"give {EXPECTED}",
-        ) from error
-
-
-def _contents(seen: Seen) -> str:
-    if seen.kind != "dict":
-        return f"a {seen.kind}"
-    if not seen.entries:
-        return "an empty dict"
-    if seen.tensors and not seen.part:
-        more = " …" if seen.tensors > len(seen.names) else ""
-        return f"{seen.tensors} tensors: {', '.join(seen.names)}{more}"
-    more = " …" if seen.entries > len(seen.keys) else ""
-    keys = ", ".join(f"{key} ({kind})" for key, kind in seen.keys.items())
-    return f"a dict of {seen.entries}: {keys}{more}"
+FORMAT = Format(part=PART, expected=EXPECTED, claims=claims, recognise=recognise)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,13 @@ from zoo.card import Card, read_card
 from zoo.errors import IntegrityError, UsageError
 from zoo.files import safe_join, sha256_of, sweep
 from zoo.folder import CONFIG, RECORD, WEIGHTS, save_model, verify
-from zoo.foreign import dino
-from zoo.foreign.quarantine import admitted, require_pickle, unfit
+from zoo.foreign.formats import EXPECTED, PARTS, recognise
+from zoo.foreign.found import Found, Recognised
+from zoo.foreign.quarantine import Admitted, admitted, require_pickle
 from zoo.layout import read_layout
 from zoo.tensors import as_fp32, read_shapes, read_tensors, require_finite
-from zoo.vit import ViTConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_LICENSES = {
-    "code": "Apache-2.0",
-    "weights": "Apache-2.0 as DINO states for its release (the file's origin was not checked)",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,41 +47,53 @@ class Imported:
 
     def text(self) -> str:
         """What it is and what to do with it."""
-        is_vit = self.architecture.startswith("vit_")
-        load = "zoo.folder.load_model" if is_vit else "zoo.folder.load_convnet"
         size = f"{self.tensors} tensors, {self.parameters / 1e6:.1f} M numbers"
         return "\n".join(
             [
                 f"model folder: {self.folder}" + ("" if self.new else "  (imported before)"),
                 f"recognised:   {self.format}: {size}",
                 f"source:       sha256 {self.source_sha256}",
-                f"in Python:    {load}(Path({str(self.folder)!r}))",
+                f"in Python:    zoo.load({str(self.folder)!r})",
                 f"as a teacher: method.teacher.source={self.folder}",
             ]
         )
 
 
 def import_file(file: Path, name: str, out: Path = Path("models")) -> Imported:
-    """Make the model folder ``out / name`` of one of DINO's files; all of it or nothing.
+    """Make the model folder ``out / name`` of another project's file; all of it or nothing.
 
     Importing the same file again changes nothing.  Raises UsageError (no file, a name that is
-    none, another model of this name), IntegrityError (the file is not DINO's, is damaged or
-    unsafe), DiskError.
+    none, another model of this name), IntegrityError (the file is of no known format, is damaged
+    or unsafe), DiskError.
     """
     folder = _folder_for(name, out)
-    require_pickle(file, dino.EXPECTED)
+    require_pickle(file, EXPECTED)
     sha256 = sha256_of(file)
     if folder.exists():
         _require_same_import(folder, sha256)
         return _imported(folder, new=False)
-    with admitted(file, dino.PART, dino.EXPECTED) as found:
-        shapes = read_shapes(found.tensors) if found.tensors else {}
-        recognised = dino.recognise(file, found.seen, shapes)
-        weights = _weights(file, found.tensors, recognised)
+    with admitted(file, PARTS, EXPECTED) as held:
+        found = _found(file, held)
+        recognised = recognise(found)
+        weights = _weights(found, recognised)
         card = _card(file, sha256, name, recognised)
         sweep(out)
         save_model(folder, recognised.config, weights, card)
     return _imported(folder, new=True)
+
+
+def _found(file: Path, held: Admitted) -> Found:
+    def read(names: Iterable[str]) -> dict[str, Tensor]:
+        assert held.tensors is not None, "a file without tensors has no names to read"
+        return read_tensors(held.tensors, names)
+
+    return Found(
+        file=file,
+        seen=held.seen,
+        shapes=read_shapes(held.tensors) if held.tensors else {},
+        read=read,
+        expected=EXPECTED,
+    )
 
 
 def _folder_for(name: str, out: Path) -> Path:
@@ -120,40 +129,39 @@ def _require_same_import(folder: Path, sha256: str) -> None:
     )
 
 
-def _weights(file: Path, tensors: Path | None, what: dino.Recognised) -> dict[str, Tensor]:
+def _weights(found: Found, what: Recognised) -> dict[str, Tensor]:
     """The network's own tensors: weights of any float type as fp32, counters as int64."""
-    assert tensors is not None, "recognise() admits no file without tensors"
-    stored = read_tensors(tensors, what.names.values())
+    stored = found.read(what.names.values())
     named = {ours: stored[theirs] for ours, theirs in what.names.items()}
     counters = {n: t for n, t in named.items() if n.endswith("num_batches_tracked")}
-    weights = as_fp32(file, {n: t for n, t in named.items() if n not in counters})
+    weights = as_fp32(found.file, {n: t for n, t in named.items() if n not in counters})
     odd = [
         f"{name} is {tensor.dtype}"
         for name, tensor in counters.items()
         if tensor.dtype != torch.int64
     ]
     if odd:
-        raise unfit(file, "counters that are no whole numbers", ", ".join(odd), dino.EXPECTED)
-    require_finite(file, weights)
-    if isinstance(what.config, ViTConfig):
-        dino.require_learned_positions(file, what.config, weights["pos_embed"])
-    return {**named, **weights}
+        raise found.unfit("counters that are no whole numbers", ", ".join(odd))
+    require_finite(found.file, weights)
+    return {**named, **weights} | {name: torch.zeros_like(weights[name]) for name in what.zeroed}
 
 
-def _card(file: Path, sha256: str, name: str, what: dino.Recognised) -> Card:
-    vit = what.config if isinstance(what.config, ViTConfig) else None
+def _card(file: Path, sha256: str, name: str, what: Recognised) -> Card:
     return Card(
         name=name,
-        method="dino",
-        heads=vit and vit.heads,
-        last_trained_block=vit and vit.depth,
-        weights="ema",  # the teacher; DINO's backbone files are the teacher's too
-        licenses=dict(_LICENSES),
+        method=what.method,
+        heads=what.config.heads,
+        last_trained_block=what.last_trained_block,
+        fresh_parameters=list(what.fresh),
+        weights=what.weights,
+        relation_heads=what.relation_heads,
+        licenses=what.licenses,
         # Only the name, and of it only what can stand in Markdown: no path of somebody's machine.
         source={
             "file": re.sub(r"[^A-Za-z0-9_.+-]", "_", file.name)[:200],
             "sha256": sha256,
             "format": what.format,
+            **what.facts,
         },
     )
 

@@ -55,8 +55,8 @@ class Admitted:
 
 
 @contextlib.contextmanager
-def admitted(file: Path, part: str, expected: str) -> Iterator[Admitted]:
-    """The tensors of a ``.pth``: those under the key ``part``, or those of a flat file.
+def admitted(file: Path, parts: tuple[str, ...], expected: str) -> Iterator[Admitted]:
+    """The tensors of a ``.pth``: those under the first of the keys ``parts``, or of a flat file.
 
     expected: the files that would do, for errors.  Raises UsageError (no such file), IntegrityError
     (another kind of file, damaged, unsafe or over a limit), DiskError.
@@ -70,7 +70,7 @@ def admitted(file: Path, part: str, expected: str) -> Iterator[Admitted]:
             CPU_SECONDS + size // CPU_RATE,
             WRITTEN_FACTOR * size + WRITTEN_SPARE,
         ]
-        words = [str(file.resolve()), temp, part, *map(str, limits)]
+        words = [str(file.resolve()), temp, ",".join(parts), *map(str, limits)]
         wall = WALL_SECONDS + size // WALL_RATE
         try:
             code = _run(words, folder, wall)
@@ -139,7 +139,7 @@ def _failure(file: Path, seen: Seen, expected: str) -> ZooError:
         return _refused(file, "it unfolds to many times its size")
     if seen.failure == "unsafe":
         return _refused(file, f"it asks for more than weights: {seen.reason}")
-    return unfit(file, seen.reason, "", expected)
+    return unfit(file, seen.reason, "", f"give {expected}")
 
 
 def _refused(file: Path, reason: str) -> IntegrityError:
@@ -150,13 +150,13 @@ def _refused(file: Path, reason: str) -> IntegrityError:
     )
 
 
-def unfit(file: Path, what: str, found: str, expected: str) -> IntegrityError:
-    """The error for a file of another kind: what it is, what was found in it, what would do."""
+def unfit(file: Path, what: str, found: str, fix: str) -> IntegrityError:
+    """The error for a file of another kind: what it is, what was found in it, what to do."""
     places = [str(file), f"found: {_printable(found)}"] if found else [str(file)]
     return IntegrityError(
         f"not a file that can be imported: {_printable(what)}",
         where="\n         ".join(places),
-        fix=f"give {expected}",
+        fix=fix,
     )
 
 
@@ -180,7 +180,7 @@ def require_pickle(file: Path, expected: str) -> int:
         raise _refused(file, f"{size:,} bytes; no file that is read here has {MOST_BYTES:,}")
     kind = _other_kind(file)
     if kind:
-        raise unfit(file, kind, "", expected)
+        raise unfit(file, kind, "", f"give {expected}")
     return size
 
 

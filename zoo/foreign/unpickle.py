@@ -1,6 +1,6 @@
 """Read a ``.pth`` with as little trust as possible.  Runs as a process of its own.
 
-    python -m zoo.foreign.unpickle FILE FOLDER PART MEMORY CPU WRITTEN
+    python -m zoo.foreign.unpickle FILE FOLDER PARTS MEMORY CPU WRITTEN
 
 ``weights_only`` has been broken before (CVE-2025-32434, CVE-2026-24747).  Whatever a file manages
 to do here is bounded by the limits, and only tensors and a short report leave, as safetensors and
@@ -34,9 +34,12 @@ except ImportError:  # Windows has no such limits; the process of its own and it
 
 TENSORS, REPORT = "tensors.safetensors", "report.json"
 MOST_SHOWN = 12
+OPTIONS = ("model", "teacher_model", "teacher_path")
+"""Of a training script's options (``args``), those that say what its weights are."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32}
+_OPTION = re.compile(r"[A-Za-z0-9_.+-]{1,100}")
 _GLOBAL = re.compile(r"GLOBAL (\S{1,100})")
 _TOO_LARGE = re.compile(
     r"allocate memory|not enough memory|bad_?alloc|overflow|File too large", re.IGNORECASE
@@ -64,6 +67,8 @@ class Seen:
     """How many were copied."""
     names: list[str] = field(default_factory=list)
     """The first of them."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Those of OPTIONS that are stated; of a path, only its last part."""
     odd: list[str] = field(default_factory=list)
     """The first entries of the part that are no tensors a network could have."""
 
@@ -96,12 +101,12 @@ _ALLOWED = [
 
 
 def main(words: list[str]) -> None:
-    """Read FILE, leave the report and the tensors of PART (or of a flat file) in FOLDER."""
-    file, folder, part = Path(words[0]), Path(words[1]), words[2]
+    """Read FILE, leave a report and its tensors in FOLDER: the first of PARTS it has, or it all."""
+    file, folder, parts = Path(words[0]), Path(words[1]), words[2].split(",")
     torch.set_num_threads(1)  # each thread's stack and arena would count as memory
     _limit(*map(int, words[3:]))
     try:
-        seen = _read(file, folder, part)
+        seen = _read(file, folder, parts)
     except Exception as error:
         seen = _failed(error)
     (folder / REPORT).write_text(json.dumps(asdict(seen)))
@@ -127,7 +132,7 @@ def _lower(which: int, soft: int, hard: int) -> None:
     resource.setrlimit(which, (min([soft, *given]), min([hard, *given])))
 
 
-def _read(file: Path, folder: Path, part: str) -> Seen:
+def _read(file: Path, folder: Path, parts: list[str]) -> Seen:
     damaged = _damaged(file)
     if damaged:
         return Seen(failure="unreadable", reason=damaged)
@@ -138,11 +143,11 @@ def _read(file: Path, folder: Path, part: str) -> Seen:
     entries = list(dict.items(content))  # not content.items: a file can shadow that
     keys = {_shown(key): _kind(value) for key, value in entries[:MOST_SHOWN]}
     outer = {"kind": "dict", "entries": len(entries), "keys": keys}
+    part = next((key for key in parts if _is_dict(dict.get(content, key))), "")
     inner: Any = dict.get(content, part)
-    has_part = _is_dict(inner)
-    chosen = list(dict.items(inner)) if has_part else entries
+    chosen = list(dict.items(inner)) if part else entries
     odd = list(_odd(chosen))
-    if odd and not has_part:
+    if odd and not part:
         return Seen(**outer)
     tensors = {} if odd or len(chosen) > MAX_TENSORS else dict(chosen)
     # Copies: views may share memory, and safetensors holds plain contiguous tensors only.
@@ -153,9 +158,10 @@ def _read(file: Path, folder: Path, part: str) -> Seen:
     save_file(plain, folder / TENSORS)
     return Seen(
         **outer,
-        part=part if has_part else "",
+        part=part,
         tensors=len(plain),
         names=list(plain)[:MOST_SHOWN],
+        options=_options(dict.get(content, "args")),
         odd=odd[:MOST_SHOWN],
     )
 
@@ -171,6 +177,15 @@ def _damaged(file: Path) -> str:
 
 def _is_dict(value: object) -> bool:
     return type(value) in (dict, OrderedDict)
+
+
+def _options(args: object) -> dict[str, str]:
+    """What a Namespace of options says of the weights; no path of somebody's machine."""
+    if type(args) is not argparse.Namespace:
+        return {}
+    stated = {name: vars(args).get(name) for name in OPTIONS}
+    last = {n: re.split(r"[/\\]", v)[-1] for n, v in stated.items() if type(v) is str}
+    return {name: value for name, value in last.items() if _OPTION.fullmatch(value)}
 
 
 def _odd(entries: list[tuple[Any, Any]]) -> Iterator[str]:
