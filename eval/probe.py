@@ -20,7 +20,7 @@ from pretrain.teachers.frozen import FrozenTokens
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.folder import Model
 from zoo.images import Preprocess, normalise, read_image
-from zoo.vit import Tap, final_norm, taps
+from zoo.tokens import block_tokens
 
 Pooling = Literal["cls", "mean"]
 
@@ -128,11 +128,10 @@ def _tokens_of(
             )
         return network.to(device).float()
     vit = network.vit.to(device).eval().float()
-    tap = Tap(network.last_trained_block, "block")
 
     def read(images01: Tensor) -> Tensor:
         inputs = normalise(images01, network.preprocess.mean, network.preprocess.std)
-        tokens = final_norm(vit)(taps(vit, inputs, [tap])[tap])
+        tokens = block_tokens(vit, inputs, network.last_trained_block)
         return tokens[:, :1] if pooling == "cls" else tokens[:, 1:]
 
     return read

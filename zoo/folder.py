@@ -247,6 +247,18 @@ def holds_convnet(folder: Path) -> bool:
     return is_convnet(read_layout(folder / CONFIG))
 
 
+def read_preprocess(folder: Path) -> Preprocess:
+    """How images become the input of a model folder's network, without its weights.
+
+    The folder is checked against its record.  Raises IntegrityError, UsageError.
+    """
+    verify(folder)
+    layout = read_layout(folder / CONFIG)
+    if is_convnet(layout):
+        return preprocess_of(layout, image_size_of(layout))
+    return preprocess_of(layout, read_config(folder).image_size)
+
+
 def _known(
     folder: Path, layout: dict[str, Any], card: Card | None, image_size: int
 ) -> dict[str, Any]:

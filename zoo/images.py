@@ -65,11 +65,19 @@ def _decode_with_pillow(data: bytes, where: str) -> np.ndarray:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
-            _check_size(image.width, image.height, where)
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
-                grey_HW = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey_HW[:, :, None], 3, axis=2)
-            return np.array(image.convert("RGB"))
+            return pixels_of(image, where)
+
+
+def pixels_of(image: Image.Image, where: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image of Pillow's, as ``decode`` gives it of the file.
+
+    Raises DataError for a size that is not sane.
+    """
+    _check_size(image.width, image.height, where)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
+        grey_HW = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def _check_size(width: int, height: int, where: str) -> None:

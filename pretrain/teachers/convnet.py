@@ -1,15 +1,14 @@
 """Convnet teachers: DINO's ResNet-50, or any of timm's, cut after the stage that is read."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from pretrain.teachers.frozen import FrozenTokens, Precision
 from zoo.card import TeacherRecord
-from zoo.convnet import Stage, read_stage
 from zoo.folder import load_convnet
+from zoo.tokens import stage_tokens
 
 
 def convnet_tokens(
@@ -34,18 +33,10 @@ def convnet_tokens(
     )
     return FrozenTokens(
         model.net,
-        _reader(model.stage),
+        partial(stage_tokens, stage=model.stage),
         model.preprocess,
         record=record,
         cell=model.stage.stride,
         width=model.stage.channels,
         precision=precision,
     )
-
-
-def _reader(stage: Stage) -> Callable[[nn.Module, Tensor], Tensor]:
-    def read(net: nn.Module, images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
-        return read_stage(net, images, stage).flatten(2).transpose(1, 2)
-
-    return read

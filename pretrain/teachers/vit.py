@@ -14,7 +14,8 @@ from zoo.errors import UsageError
 from zoo.folder import load_model, read_config
 from zoo.hub import locate
 from zoo.images import Preprocess
-from zoo.vit import Tap, ViTConfig, divisors, final_norm, taps
+from zoo.tokens import block_tokens
+from zoo.vit import Tap, ViTConfig, divisors, taps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,17 +119,17 @@ def vit_tokens(
             fix=f"choose an image size such as {below} or {below + patch}, or another teacher",
         )
     model = load_model(folder, image_size=image_size, device=device)
-    last = Tap(model.last_trained_block, "block")
+    last = model.last_trained_block
 
     def read(net: VisionTransformer, images: Tensor) -> Tensor:
-        return final_norm(net)(taps(net, images, [last])[last])[:, 1:]
+        return block_tokens(net, images, last)[:, 1:]
 
     return FrozenTokens(
         model.vit,
         read,
         model.preprocess,
         record=TeacherRecord(
-            name=model.name, digest=model.digest, block=last.block, license=model.license
+            name=model.name, digest=model.digest, block=last, license=model.license
         ),
         cell=model.config.patch,
         width=model.config.width,
