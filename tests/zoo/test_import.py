@@ -1,12 +1,10 @@
 """``zoo import``: DINO's files become model folders; all else is refused and leaves nothing."""
 
 import json
-import os
 import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from dinofiles import SMALL, WRONG_FILES, WRONG_OBJECTS, Evil, Weights, checkpoint, wrapped
 from hypothesis import given
 from hypothesis import strategies as st
+from imports import found_in, imported, own_folder  # noqa: F401
 from safetensors.torch import load_file
 from torchvision.models import resnet50
 
@@ -27,35 +26,12 @@ from zoo.folder import load_convnet, load_model
 from zoo.foreign import quarantine, unpickle
 from zoo.foreign.dino import backbone_names
 from zoo.foreign.formats import EXPECTED, recognise
-from zoo.foreign.found import Found
-from zoo.foreign.importer import Imported, import_file
+from zoo.foreign.importer import import_file
 from zoo.vit import VIT_T, ViTConfig, build_vit, empty_vit
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 real_run = quarantine._run
-
-
-def forked(words: list[str], folder: Path, seconds: float) -> int:
-    """As ``quarantine._run``, by a fork of this process, which has imported torch already."""
-    child = os.fork()
-    if child == 0:
-        try:
-            unpickle.main(words)
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.fixture(autouse=True)
-def _no_temporaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test runs in a folder of its own, forks, and leaves no temporary behind."""
-    (tmp_path / "temp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    monkeypatch.setattr(quarantine, "_run", forked)
-    monkeypatch.chdir(tmp_path)
-    yield
-    assert not list((tmp_path / "temp").iterdir())
-    assert not list(tmp_path.rglob(".tmp-*"))
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +58,6 @@ def vit() -> Weights:
 @pytest.fixture(scope="module")
 def half(vit: Weights) -> Weights:
     return {name: tensor.half() for name, tensor in vit.items()}
-
-
-def found_in(shapes: Mapping[str, tuple[int, ...]], **seen: Any) -> Found:
-    """A file with tensors of these shapes, read as zeros."""
-    return Found(
-        file=Path("x.pth"),
-        seen=unpickle.Seen(kind="dict", tensors=len(shapes), **seen),
-        shapes=shapes,
-        read=lambda names: {name: torch.zeros(shapes[name]) for name in names},
-        expected=EXPECTED,
-    )
-
-
-def imported(content: object, name: str = "model", out: Path = Path("models")) -> Imported:
-    torch.save(content, f"{name}.pth")
-    return import_file(Path(f"{name}.pth"), name, out)
 
 
 def test_a_resnet_gives_the_numbers_of_torchvision(resnet: Any) -> None:
