@@ -48,7 +48,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     if data.startswith(_JPEG_MAGIC):
         with suppress(ValueError):  # colours it lacks, or damage: Pillow decides
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(int(width), int(height), where)
+            require_sane_size(int(width), int(height), where)
             if colours in _EXACT_COLOURS:
                 return simplejpeg.decode_jpeg(data, strict=True)
     try:
@@ -73,14 +73,15 @@ def pixels_of(image: Image.Image, where: str) -> np.ndarray:
 
     Raises DataError for a size that is not sane.
     """
-    _check_size(image.width, image.height, where)
+    require_sane_size(image.width, image.height, where)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
         grey_HW = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey_HW[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
 
 
-def _check_size(width: int, height: int, where: str) -> None:
+def require_sane_size(width: int, height: int, where: str) -> None:
+    """Raise DataError above MAX_PIXELS or MAX_ASPECT, or where there is no pixel.  In pixels."""
     size = f"{width:,} x {height:,} pixels"
     if width * height > MAX_PIXELS:
         what = f"an image of {size}, over the limit of {MAX_PIXELS:,}"

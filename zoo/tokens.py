@@ -18,7 +18,7 @@ from zoo.convnet import Stage, read_stage
 from zoo.errors import UsageError
 from zoo.folder import Convnet, Model, holds_convnet, load_convnet, load_model, read_preprocess
 from zoo.hub import locate
-from zoo.images import Preprocess, pixels_of, read_image
+from zoo.images import Preprocess, pixels_of, read_image, require_sane_size
 from zoo.vit import Tap, final_norm, taps
 
 Pooling = Literal["mean", "cls", "tokens"]
@@ -163,6 +163,7 @@ def _pixels(image: Picture) -> np.ndarray:
         raise _no_picture(f"{type(image).__name__}{shape}")
     if image.shape[2] != 3 or 0 in image.shape:
         raise _no_picture(f"array {image.shape}")
+    require_sane_size(image.shape[1], image.shape[0], "images")
     return np.require(image, requirements=["C", "W"])
 
 
