@@ -120,10 +120,7 @@ def side_by_side(
 
     maps: name → what ``similarity_maps`` gave; the first query is shown.
     """
-    wrapped = {
-        "\n".join(wrap(_short(name), 16)): found
-        for name, found in maps.items()
-    }
+    wrapped = {"\n".join(wrap(_short(name), 16)): found for name, found in maps.items()}
     cells = {name: cells_of(queries[:1], found.shape[-1])[0] for name, found in wrapped.items()}
     rows = [
         Relation(
