@@ -35,12 +35,12 @@ def demo_convnet() -> Recipe:
         training=Training(
             epochs=1,
             warmup_epochs=0,
-            steps=500,
-            warmup_steps=50,
+            steps=400,
+            warmup_steps=40,
             global_batch=64,
             rank_batch=64,
             optim=Optim(lr_per_256=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
             log_every_steps=10,
-            save_every_steps=250,
+            save_every_steps=200,
         ),
     )
