@@ -104,6 +104,44 @@ def import_(
     _print(imported.as_dict() if json_ else imported.text(), json_)
 
 
+@app.command("pull")
+def pull_(
+    model: Annotated[str, typer.Argument(help="A catalog name, org/name[@revision] or timm name.")],
+    to: Annotated[Path | None, typer.Option(help="Also make a plain copy: a new folder.")] = None,
+    offline: Annotated[bool, typer.Option(help="No request: what is in the cache.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a model into the Hugging Face cache; every byte checked, continued where it stopped."""
+    from zoo.hub import pull_model
+
+    pulled = pull_model(model, to=to, offline=offline)
+    _print(pulled.as_dict() if json_ else pulled.text(), json_)
+
+
+@app.command("verify")
+def verify_(
+    model: Annotated[str, typer.Argument(help="A model folder, or any name.")],
+    quick: Annotated[
+        bool, typer.Option(help="Believe earlier hashing where size and time are the same.")
+    ] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check a model's files, offline, against its record and the Hub's listing."""
+    from zoo.hub import pins_of, repository_of
+    from zoo.pull import cached_folder
+    from zoo.verify import verify_folder
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        verified = verify_folder(folder, quick=quick)
+    else:
+        place = cached_folder(repository_of(model))
+        verified = verify_folder(place, pins=pins_of(model), quick=quick)
+    _print(verified.as_dict() if json_ else verified.text(), json_)
+
+
 @app.command()
 def diversity(
     models: Annotated[

@@ -3,7 +3,6 @@
 ``config.json`` (timm's layout) · ``model.safetensors`` · ``README.md`` · ``zoo.json``
 """
 
-import contextlib
 import hashlib
 import json
 import re
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from zoo.card import Card, FileRecord, read_card, readme
+from zoo.card import Card, FileRecord, readme
 from zoo.convnet import (
     ConvnetConfig,
     Stage,
@@ -30,8 +28,8 @@ from zoo.convnet import (
     require_grid,
     stage_at,
 )
-from zoo.errors import DiskError, IntegrityError, UsageError
-from zoo.files import atomic_folder, atomic_json, safe_join, sha256_of
+from zoo.errors import UsageError
+from zoo.files import atomic_folder, atomic_json, sha256_of
 from zoo.images import Preprocess
 from zoo.layout import (
     convnet_of,
@@ -44,9 +42,8 @@ from zoo.layout import (
     timm_config,
 )
 from zoo.tensors import as_fp32, read_shapes, read_tensors, require_finite, require_match
+from zoo.verify import CONFIG, RECORD, WEIGHTS, remembered_sha256, verify
 from zoo.vit import ViTConfig, adopt_weights, config_of
-
-WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "zoo.json"
 
 _HEAD = re.compile(r"(head|head_dist)\..*")
 
@@ -122,52 +119,6 @@ def _digest(weights_sha256: str, layout: Mapping[str, Any]) -> str:
     network = {key: layout.get(key) for key in ("architecture", "model_args")}
     text = json.dumps([weights_sha256, network], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def verify(folder: Path) -> Card | None:
-    """Check every file against ``zoo.json``; None where there is no such record.
-
-    A file that was hashed before and has kept its size, time and inode is not hashed again.
-    Raises IntegrityError that names every differing file.
-    """
-    if not (folder / RECORD).exists():
-        return None
-    card = read_card(folder / RECORD)
-    differing = []
-    for name, record in card.files.items():
-        path = safe_join(folder, name, follow_links=True)  # the Hub's cache is made of links
-        if not path.exists():
-            differing.append(f"{name} is missing")
-        elif path.stat().st_size != record.size:
-            differing.append(f"{name} has {path.stat().st_size:,} bytes, not {record.size:,}")
-        elif remembered_sha256(path) != record.sha256:
-            differing.append(f"{name} has other bytes than when it was made")
-    if differing:
-        raise IntegrityError(
-            "the model folder is not what its record says",
-            where=f"{folder}: " + "; ".join(differing),
-            fix="export or fetch the model again",
-        )
-    return card
-
-
-def remembered_sha256(path: Path) -> str:
-    """sha256 of a file, from memory where size, time and inode are those of the last hashing."""
-    stat = path.stat()
-    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    memory = user_cache_path("tinyzoo") / "digests" / f"{key}.json"
-    seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    try:
-        remembered = json.loads(memory.read_bytes())
-        if remembered["seen"] == seen:
-            return remembered["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # never hashed, or a memory that cannot be read: hash
-    digest = sha256_of(path)
-    if path.stat().st_mtime_ns == stat.st_mtime_ns:
-        with contextlib.suppress(DiskError):  # a full or read-only home: hash again next time
-            atomic_json(memory, {"path": str(path), "seen": seen, "sha256": digest})
-    return digest
 
 
 def load_model(

@@ -14,11 +14,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import hubclient  # noqa: F401
 import torch
 from safetensors.torch import load_file
 
@@ -72,14 +73,20 @@ class Run:
     """A forked ``zoo`` command: one process, or as many ranks as asked for."""
 
     def __init__(
-        self, command: list[str], *, ranks: int = 1, file_limit: int | None = None
+        self,
+        command: list[str],
+        *,
+        ranks: int = 1,
+        file_limit: int | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
+        """prepare: called in every process before the command."""
         port = _free_port()
         self.processes: list[ForkServerProcess] = []
         for rank in range(ranks):
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
             environment = {key: str(value) for key, value in world.items()} if ranks > 1 else {}
-            arguments = (command, environment, file_limit)
+            arguments = (command, environment, file_limit, prepare)
             process = _FORKS.Process(target=_child, args=arguments)
             process.start()
             self.processes.append(process)
@@ -124,7 +131,12 @@ class Run:
             time.sleep(0.02)
 
 
-def _child(command: list[str], environment: dict[str, str], file_limit: int | None) -> None:
+def _child(
+    command: list[str],
+    environment: dict[str, str],
+    file_limit: int | None,
+    prepare: Callable[[], None] | None,
+) -> None:
     os.setsid()  # every process it starts can be found by this session
     os.environ.update(environment)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -132,14 +144,22 @@ def _child(command: list[str], environment: dict[str, str], file_limit: int | No
     if file_limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a full disk is an error, not a signal
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if prepare:
+        prepare()
     with open(os.devnull, "w") as quiet:  # noqa: PTH123
         sys.stdout = quiet
         main(command)
 
 
-def run(command: list[str], *, ranks: int = 1, file_limit: int | None = None) -> list[int]:
+def run(
+    command: list[str],
+    *,
+    ranks: int = 1,
+    file_limit: int | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> list[int]:
     """Run to its end; exit codes, one a rank."""
-    started = Run(command, ranks=ranks, file_limit=file_limit)
+    started = Run(command, ranks=ranks, file_limit=file_limit, prepare=prepare)
     codes = started.wait()
     started.wait_gone()
     return codes

@@ -21,7 +21,10 @@ def code_of(*words: str) -> int:
     return int(caught.value.code or 0)
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "eval", "demo", "diversity", "import", "list", "info"])
+@pytest.mark.parametrize(
+    "verb",
+    ["pretrain", "eval", "demo", "diversity", "import", "list", "info", "pull", "verify"],
+)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(verb, "--help") == 0
     assert code_of("--help") == 0

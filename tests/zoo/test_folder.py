@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo.folder
+import zoo.verify
 from zoo.card import Card, read_card
 from zoo.errors import IntegrityError, UsageError
 from zoo.files import sha256_of
@@ -153,7 +154,7 @@ def test_a_verified_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyP
         hashed.append(path.name)
         return sha256_of(path)
 
-    monkeypatch.setattr(zoo.folder, "sha256_of", counted)
+    monkeypatch.setattr(zoo.verify, "sha256_of", counted)
     verify(model)
     assert sorted(hashed) == sorted(PARTS)
     verify(model)
@@ -177,7 +178,7 @@ def test_a_home_that_cannot_be_written_costs_time_only(
 def test_a_memory_that_cannot_be_read_is_no_obstacle(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(zoo.folder, "user_cache_path", lambda _: tmp_path / "memory")
+    monkeypatch.setattr(zoo.verify, "user_cache_path", lambda _: tmp_path / "memory")
     path = model / "config.json"
     digest = remembered_sha256(path)
     (memory,) = (tmp_path / "memory" / "digests").iterdir()
