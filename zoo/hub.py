@@ -65,7 +65,7 @@ def repository_of(source: str) -> str:
 
 
 def _timm_repository(name: str) -> str | None:
-    if name.count("/") == 1 and not name.startswith((".", "/", "runs/")):
+    if name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "runs/")):
         return name
     if "/" in name:
         return None

@@ -16,7 +16,10 @@ from models import make_convnet
 import zoo
 from pretrain.teachers.tokens import open_tokens
 from zoo.card import Card
+from zoo.catalog import add_to_user_catalog
+from zoo.entry import parse_entry
 from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError
+from zoo.files import sha256_of
 from zoo.folder import load_model, save_model
 from zoo.hub import locate
 from zoo.vit import ViTConfig, build_vit
@@ -116,6 +119,29 @@ def test_a_convnet_by_its_timm_name_teaches(hub: FakeHub, tmp_path: Path) -> Non
     assert teacher(torch.rand(2, 3, 48, 48)).shape == (2, 9, 16)
     assert teacher.record is not None
     assert teacher.record.stride == 16
+
+
+def test_what_the_catalog_pins_holds(hub: FakeHub, ours: Path, settings: Path) -> None:
+    hub.add_folder("org/tiny", ours)
+    commit = hub.commit("org/tiny")
+    right, wrong = sha256_of(ours / "model.safetensors"), "0" * 64
+    table = {
+        "title": "A model",
+        "method": "mae",
+        "paper": "none",
+        "vit": {"width": 24, "depth": 2, "heads": 3, "patch": 8, "image_size": 32},
+        "parameters": 1,
+        "licenses": {"code": "Apache-2.0"},
+    }
+    for name, sha256 in (("right", right), ("wrong", wrong)):
+        pin = {"commit": commit, "files": {"model.safetensors": {"sha256": sha256}}}
+        hosted = {"repository": "org/tiny", **pin}
+        add_to_user_catalog(parse_entry(name, {**table, "hosted": hosted}))
+    with pytest.raises(IntegrityError, match=r"pin|sha256|digest"):
+        locate("wrong")
+    assert load_model(locate("right")).card is not None
+    assert zoo.load("right@main").num_classes == 0
+    assert (settings / "catalog.toml").is_file()
 
 
 def test_a_commit_can_be_named(hub: FakeHub, ours: Path, newer: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -112,7 +113,9 @@ def test_a_folder_here_wins(settings: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder.mkdir(parents=True)
     assert folder_here("tinymim-vit-s") is None
     (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(zoo.hub, "_download", lambda repository: Path("from", repository))
+    monkeypatch.setattr(
+        zoo.hub, "pull", lambda source, **_: SimpleNamespace(folder=Path("from", source))
+    )
     monkeypatch.setenv("ZOO_NAMESPACE", "org")
     assert locate("tinymim-vit-s") == folder
     assert locate("tinymim-vit-s@main") == Path("from/org/tinymim-vit-s@main")

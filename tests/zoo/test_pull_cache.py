@@ -34,6 +34,7 @@ from runs import zoo
 from zoo import pull as zoo_pull
 from zoo.errors import DiskError, Exit, IntegrityError, NetworkError, UsageError
 from zoo.folder import load_model
+from zoo.hub import repository_of
 
 
 @pytest.fixture
@@ -233,6 +234,13 @@ def test_a_moved_branch_is_reported(hub: FakeHub) -> None:
     assert first.commit in pulled.notes[0]
     assert pulled.fetched == ("README.md",)
     assert fetch(f"{REPOSITORY}@{first.commit}").commit == first.commit
+
+
+def test_a_branch_may_have_a_slash(hub: FakeHub) -> None:
+    assert repository_of("org/name@feature/x") == "org/name@feature/x"
+    with pytest.raises(UsageError, match="no model 'org/name@feature/x'"):
+        fetch("org/name@feature/x")
+    assert hub.requests[-1] == ("GET", "/api/models/org/name/revision/feature%2Fx")
 
 
 def test_a_pin_holds(hub: FakeHub) -> None:
