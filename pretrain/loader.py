@@ -27,6 +27,9 @@ from zoo.errors import ZooError
 
 _FORK = "fork" if sys.platform == "linux" else None
 
+_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that are for the training process alone."""
+
 PREFETCH = 4
 """Micro-batches each worker prepares ahead."""
 POLL_SECONDS = 5
@@ -115,7 +118,12 @@ class Loader:
                 timeout=POLL_SECONDS if self.workers else 0,
                 generator=torch.Generator(),  # or it draws from ours, and a resumed run drifts
             )
-            iterator = iter(loader)
+            # A worker that has not yet begun would still end by a signal to the group.
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+            try:
+                iterator = iter(loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
         if threading.current_thread() is threading.main_thread():
             # torch's handler raises wherever training happens to be; _next finds a death itself.
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
@@ -130,8 +138,9 @@ def _begin_worker(parent: int, _: int) -> None:
     die_with_parent(parent)
     torch.set_num_threads(1)
     # A scheduler signals the whole group; the training process decides when its workers leave.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _OURS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
 
 def _next(iterator: Iterator, processes: list[BaseProcess]) -> Batch | ZooError | None:

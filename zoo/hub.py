@@ -9,6 +9,8 @@ from zoo.pull import Pulled, pull
 from zoo.verify import CONFIG
 
 HUB = "hf-hub:"
+LOCAL = (".", "/", "runs/", "models/")
+"""How a name begins that means a folder, also where there is none."""
 
 
 def locate(source: str) -> Path:
@@ -65,7 +67,7 @@ def repository_of(source: str) -> str:
 
 
 def _timm_repository(name: str) -> str | None:
-    if name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "runs/")):
+    if name.partition("@")[0].count("/") == 1 and not name.startswith(LOCAL):
         return name
     if "/" in name:
         return None

@@ -264,7 +264,7 @@ def test_hanging_workers_are_given_up(index: ImageIndex, monkeypatch: pytest.Mon
 
 def test_workers_leave_signals_to_the_training_process(index: ImageIndex) -> None:
     batches = iter(loader(index))
-    first = next(batches)
+    first = next(batches)  # from one worker; the other may hardly have begun
     for process in multiprocessing.active_children():
         assert process.pid
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

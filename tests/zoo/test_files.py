@@ -37,8 +37,10 @@ def full_disk() -> Iterator[int]:
     """No file may grow beyond this many bytes."""
     earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, earlier[1]))
-    yield 4096
+    # Above what pytest itself may have written to a file by now.
+    limit = 8 * 2**20
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, earlier[1]))
+    yield limit
     resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
     signal.signal(signal.SIGXFSZ, handler)
 
@@ -103,8 +105,8 @@ def test_a_kill_leaves_the_old_content_and_a_temporary_to_sweep(tmp_path: Path, 
 
 def test_a_full_disk_is_a_disk_error_that_names_the_bytes(tmp_path: Path, full_disk: int) -> None:
     atomic_write(tmp_path / "state", "old")
-    with pytest.raises(DiskError, match=r"10,000 bytes needed, [0-9,]+ free") as caught:
-        atomic_write(tmp_path / "state", bytes(10_000))
+    with pytest.raises(DiskError, match=r"8,388,609 bytes needed, [0-9,]+ free") as caught:
+        atomic_write(tmp_path / "state", bytes(full_disk + 1))
     assert caught.value.code == 6
     assert caught.value.where == str(tmp_path / "state")
     with (

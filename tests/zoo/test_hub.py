@@ -275,7 +275,9 @@ def test_a_record_names_data_inside_the_folder_only(hub: FakeHub, ours: Path, na
     assert set(names(hub, "GET")) <= {"config.json", "zoo.json"}
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "runs/x/export", "a/b/c", "resnet", "", "~/nowhere"])
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "runs/x/export", "models/dino-rn50", "a/b/c", "resnet", "", "~/nowhere"]
+)
 def test_what_is_no_name(hub: FakeHub, name: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError):
