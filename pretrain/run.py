@@ -82,10 +82,14 @@ class RunFolder:
             ) from error
 
     def admit(self, recipe: Recipe) -> None:
-        """Record the recipe, or refuse one that differs from what the folder was made with."""
+        """Record the recipe, or refuse one that differs from what the folder was made with.
+
+        Where nothing was saved there is nothing to continue: a start that failed over a mistyped
+        override does not stand in the way of the right one.
+        """
         place = self.path / "recipe.json"
         now = as_record(recipe)
-        if place.exists():
+        if place.exists() and any(self.checkpoints.glob("step-*")):
             free = now.keys() - as_record(recipe, runtime=False).keys()
             earlier = _read(place)
             if not earlier:

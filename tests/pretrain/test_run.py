@@ -112,6 +112,16 @@ def test_what_does_not_reach_the_weights_may_change(photos: Path, out: Path) -> 
     assert json.loads((out / "recipe.json").read_bytes())["data.max_bad"] == 5
 
 
+def test_a_start_that_failed_does_not_stand_in_the_way(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    wrong = {**TINY_MAE, "method.decoder_heads": "5"}
+    assert zoo(words("mae-vit-t", photos, out, wrong)) == 2
+    assert "decoder of width" in last_words(out)["error"]
+    assert zoo(words("mae-vit-t", photos, out, TINY_MAE)) == 0
+    assert zoo(words("mae-vit-t", photos, out, wrong)) == 2
+    assert "began otherwise" in last_words(out)["error"]
+
+
 @pytest.mark.parametrize("change", ["rename", "remove", "add"])
 def test_other_data_is_refused(
     tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
