@@ -81,6 +81,19 @@ class Model(_Known):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AnyViT(_Known):
+    """A ViT of timm's that need not be plain: it may have register tokens, or no class token."""
+
+    net: VisionTransformer
+    """In eval mode, without a classification head; whole."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, in pixels."""
+        return self.net.patch_embed.patch_size[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Convnet(_Known):
     """A convnet, cut after one of its stages, with what is known of it."""
 
@@ -156,6 +169,24 @@ def load_model(
     return Model(vit=vit, config=config, **_known(folder, layout, card, config.image_size))
 
 
+def load_any_vit(
+    folder: Path, *, image_size: int | None = None, device: torch.device | str = "cpu"
+) -> AnyViT:
+    """Read a model folder that holds a ViT of timm's, plain or not, checked as in ``load_model``.
+
+    image_size: resample the positions to another input size, in pixels.  Raises IntegrityError,
+    UsageError.
+    """
+    card = verify(folder)
+    layout = read_layout(folder / CONFIG)
+    vit = empty_from_layout(layout, folder / CONFIG)
+    _require_weights_of(vit, folder / WEIGHTS, _HEAD)
+    adopt_weights(vit, _read_weights_of(vit, folder / WEIGHTS, device)).eval()
+    if image_size is not None:
+        vit.set_input_size(img_size=(image_size, image_size))
+    return AnyViT(net=vit, **_known(folder, layout, card, vit.patch_embed.img_size[0]))
+
+
 def load_convnet(
     folder: Path,
     *,
@@ -191,6 +222,15 @@ def read_config(folder: Path) -> ViTConfig:
     Raises IntegrityError, UsageError.
     """
     return config_of(empty_from_layout(read_layout(folder / CONFIG), folder / CONFIG))
+
+
+def holds_plain_vit(folder: Path) -> bool:
+    """Whether a model folder holds a plain ViT.  Raises IntegrityError."""
+    try:
+        read_config(folder)
+    except UsageError:
+        return False
+    return True
 
 
 def holds_convnet(folder: Path) -> bool:

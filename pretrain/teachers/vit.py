@@ -11,11 +11,11 @@ from pretrain.optim import Count
 from pretrain.teachers.frozen import Frozen, FrozenTokens, Precision
 from zoo.card import TeacherRecord
 from zoo.errors import UsageError
-from zoo.folder import load_model, read_config
+from zoo.folder import holds_plain_vit, load_any_vit, load_model, read_config
 from zoo.hub import locate
 from zoo.images import Preprocess
 from zoo.tokens import block_tokens
-from zoo.vit import Tap, ViTConfig, divisors, taps
+from zoo.vit import Tap, ViTConfig, divisors, final_norm, taps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,14 +110,9 @@ def vit_tokens(
 
     Raises IntegrityError, UsageError.
     """
-    patch = read_config(folder).patch
-    if image_size is not None and image_size % patch:
-        below = max(1, image_size // patch) * patch
-        raise UsageError(
-            f"the teacher's patches of {patch} px do not tile an image of {image_size} px",
-            where=f"image size, teacher {folder.name}",
-            fix=f"choose an image size such as {below} or {below + patch}, or another teacher",
-        )
+    if not holds_plain_vit(folder):
+        return _any_vit_tokens(folder, image_size, precision, device)
+    _require_tiles(folder, read_config(folder).patch, image_size)
     model = load_model(folder, image_size=image_size, device=device)
     last = model.last_trained_block
 
@@ -135,3 +130,42 @@ def vit_tokens(
         width=model.config.width,
         precision=precision,
     )
+
+
+def _any_vit_tokens(
+    folder: Path, image_size: int | None, precision: Precision, device: torch.device
+) -> FrozenTokens:
+    """As timm reads it: the class token and registers, if it has any, left out."""
+    model = load_any_vit(folder, device=device)
+    _require_tiles(folder, model.patch, image_size)
+    if image_size is not None:
+        model = load_any_vit(folder, image_size=image_size, device=device)
+
+    def read(net: VisionTransformer, images: Tensor) -> Tensor:
+        tokens = net.forward_features(images)[:, net.num_prefix_tokens :]
+        return tokens if final_norm(net) is net.norm else net.fc_norm(tokens)
+
+    return FrozenTokens(
+        model.net,
+        read,
+        model.preprocess,
+        record=TeacherRecord(
+            name=model.name,
+            digest=model.digest,
+            block=len(model.net.blocks),
+            license=model.license,
+        ),
+        cell=model.patch,
+        width=model.net.embed_dim,
+        precision=precision,
+    )
+
+
+def _require_tiles(folder: Path, patch: int, image_size: int | None) -> None:
+    if image_size is not None and image_size % patch:
+        below = max(1, image_size // patch) * patch
+        raise UsageError(
+            f"the teacher's patches of {patch} px do not tile an image of {image_size} px",
+            where=f"image size, teacher {folder.name}",
+            fix=f"choose an image size such as {below} or {below + patch}, or another teacher",
+        )

@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from models import TEACHER, make_model
 from runs import TINY, last_words, words, zoo
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pretrain.teachers.tokens import TokenTeacher, open_tokens
 from pretrain.teachers.vit import ViTTeacher
 from zoo.errors import IntegrityError, UsageError
+from zoo.images import normalise
 from zoo.vit import ViTConfig
 
 CPU = torch.device("cpu")
@@ -210,3 +213,33 @@ def test_a_norm_kept_behind_the_pooling_is_the_final_norm(tmp_path: Path) -> Non
     (folder / "config.json").write_text(json.dumps(layout))
     save_file(moved, folder / "model.safetensors")
     torch.testing.assert_close(open_tokens(str(folder))(images()), before)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"reg_tokens": 4, "no_embed_class": True},  # as DINOv2's with registers
+        {"reg_tokens": 2},
+        {"class_token": False, "global_pool": "avg"},
+        {"qk_norm": True},
+    ],
+    ids=["registers", "positioned registers", "no class token", "qk norm"],
+)
+def test_a_vit_that_is_not_plain_gives_its_patch_tokens(tmp_path: Path, own: dict) -> None:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 6, **own}
+    net: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes).eval()
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    layout = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(layout))
+    teacher = open_tokens(str(tmp_path))
+    with torch.no_grad():
+        expected = net.forward_features(normalise(images()))[:, net.num_prefix_tokens :]
+        expected = net.fc_norm(expected)  # an identity where the norm stands before the pooling
+    torch.testing.assert_close(teacher(images()), expected)
+    assert (teacher.cell, teacher.grid, teacher.width) == (8, 4, 48)
+    larger = open_tokens(str(tmp_path), image_size=48)
+    assert larger(images(side=48)).shape == (2, 36, 48)
+    with pytest.raises(UsageError, match="do not tile an image of 36 px"):
+        open_tokens(str(tmp_path), image_size=36)
+    with pytest.raises(UsageError, match="not a plain ViT"):
+        ViTTeacher(source=str(tmp_path)).load(STUDENT, CPU)
