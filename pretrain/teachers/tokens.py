@@ -23,7 +23,7 @@ class TokenTeacher:
 
     source: str
     """A model folder, ``hf-hub:org/name[@revision]``, a timm name with weights on the Hub: a
-    convnet or a plain ViT.  ``pixels``: no teacher, the patches' own pixels."""
+    convnet or a ViT of timm's.  ``pixels``: no teacher, the patches' own pixels."""
     stride: Count | None = None
     """Of a convnet's stage, in pixels; null for its last.  A ViT is read after its final norm."""
     precision: Precision = "fp32"
