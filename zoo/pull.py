@@ -148,7 +148,8 @@ def cached_folder(source: str) -> Path:
 def _require_name(source: str, name: str, revision: str) -> None:
     try:
         validate_repo_id(name)
-        if "/" not in name or ("@" in source and not _REVISION.fullmatch(revision)):
+        odd = "@" in source and (not _REVISION.fullmatch(revision) or ".." in revision)
+        if "/" not in name or odd:
             raise HFValidationError("not org/name[@revision]")
         safe_join(Path("/refs"), revision or "main")
     except (HFValidationError, IntegrityError) as error:

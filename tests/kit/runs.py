@@ -138,6 +138,8 @@ def _child(
     prepare: Callable[[], None] | None,
 ) -> None:
     os.setsid()  # every process it starts can be found by this session
+    # A shell's background job, as these tests may be, is started with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     torch.set_num_threads(1)
