@@ -54,7 +54,7 @@ format: $(READY)
 
 # Universal (every supported Python and platform), with hashes and without registry addresses.
 lock:
-	uv pip compile --quiet --upgrade pyproject.toml --group dev --universal --python-version 3.11 \
+	uv pip compile --quiet --upgrade pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	  --output-file requirements.lock
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > bootstrap.lock

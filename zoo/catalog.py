@@ -98,6 +98,11 @@ class Pin(NamedTuple):
         """``org/name[@revision]``"""
         return "@".join(filter(None, (self.repository, self.revision)))
 
+    @property
+    def sha256s(self) -> dict[str, str]:
+        """By file."""
+        return {name: file.sha256 for name, file in self.files.items()}
+
 
 def load_catalog() -> Catalog:
     """The shipped catalog under the user's.

@@ -129,7 +129,7 @@ def verify_(
     debug: Debug = False,
 ) -> None:
     """Check a model's files, offline, against its record and the Hub's listing."""
-    from zoo.hub import pins_of, repository_of
+    from zoo.hub import pin_of
     from zoo.pull import cached_folder
     from zoo.verify import verify_folder
 
@@ -137,8 +137,8 @@ def verify_(
     if folder.is_dir():
         verified = verify_folder(folder, quick=quick)
     else:
-        place = cached_folder(repository_of(model))
-        verified = verify_folder(place, pins=pins_of(model), quick=quick)
+        pin = pin_of(model)
+        verified = verify_folder(cached_folder(pin.source), pins=pin.sha256s, quick=quick)
     _print(verified.as_dict() if json_ else verified.text(), json_)
 
 

@@ -224,6 +224,15 @@ def read_config(folder: Path) -> ViTConfig:
     return config_of(empty_from_layout(read_layout(folder / CONFIG), folder / CONFIG))
 
 
+def read_patch(folder: Path) -> int:
+    """Side of a patch of the ViT that a model folder describes, plain or not, in pixels.
+
+    Raises IntegrityError, UsageError.
+    """
+    vit = empty_from_layout(read_layout(folder / CONFIG), folder / CONFIG)
+    return vit.patch_embed.patch_size[0]
+
+
 def holds_plain_vit(folder: Path) -> bool:
     """Whether a model folder holds a plain ViT.  Raises IntegrityError."""
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from zoo.catalog import folder_here, resolve
+from zoo.catalog import Pin, folder_here, resolve
 from zoo.errors import UsageError
 from zoo.pull import Pulled, pull
 from zoo.verify import CONFIG
@@ -39,22 +39,19 @@ def pull_model(source: str, **options: Any) -> Pulled:
 
     options: as there.  Raises UsageError, NetworkError, IntegrityError, DiskError.
     """
-    pin = resolve(source)
-    if pin is None or not pin.files:
-        return pull(repository_of(source), **options)
-    return pull(pin.repository, commit=pin.revision, pins=pins_of(source), **options)
+    pin = pin_of(source)
+    if not pin.files:
+        return pull(pin.source, **options)
+    return pull(pin.repository, commit=pin.revision, pins=pin.sha256s, **options)
 
 
-def pins_of(source: str) -> dict[str, str]:
-    """sha256 by file, as far as the catalog knows them for this name.  Raises UsageError."""
-    pin = resolve(source)
-    return {name: file.sha256 for name, file in pin.files.items()} if pin else {}
+def pin_of(source: str) -> Pin:
+    """Where on the Hub any spelling of a name leads, with what the catalog knows of its bytes.
 
-
-def repository_of(source: str) -> str:
-    """``org/name[@revision]`` for any spelling of a name.  Raises UsageError."""
+    Raises UsageError.
+    """
     if pin := resolve(source):
-        return pin.source
+        return pin
     repository = source.removeprefix(HUB) if source.startswith(HUB) else _timm_repository(source)
     if repository is None:
         raise UsageError(
@@ -63,7 +60,7 @@ def repository_of(source: str) -> str:
             "name with weights",
             fix="make the folder first (its recipe's docstring has the command), or see zoo list",
         )
-    return repository
+    return Pin(repository, None, {})  # with the revision as it was written: the pull judges it
 
 
 def _timm_repository(name: str) -> str | None:

@@ -11,7 +11,7 @@ from pretrain.optim import Count
 from pretrain.teachers.frozen import Frozen, FrozenTokens, Precision
 from zoo.card import TeacherRecord
 from zoo.errors import UsageError
-from zoo.folder import holds_plain_vit, load_any_vit, load_model, read_config
+from zoo.folder import holds_plain_vit, load_any_vit, load_model, read_patch
 from zoo.hub import locate
 from zoo.images import Preprocess
 from zoo.tokens import block_tokens
@@ -110,9 +110,9 @@ def vit_tokens(
 
     Raises IntegrityError, UsageError.
     """
+    _require_tiles(folder, read_patch(folder), image_size)
     if not holds_plain_vit(folder):
         return _any_vit_tokens(folder, image_size, precision, device)
-    _require_tiles(folder, read_config(folder).patch, image_size)
     model = load_model(folder, image_size=image_size, device=device)
     last = model.last_trained_block
 
@@ -136,10 +136,7 @@ def _any_vit_tokens(
     folder: Path, image_size: int | None, precision: Precision, device: torch.device
 ) -> FrozenTokens:
     """As timm reads it: the class token and registers, if it has any, left out."""
-    model = load_any_vit(folder, device=device)
-    _require_tiles(folder, model.patch, image_size)
-    if image_size is not None:
-        model = load_any_vit(folder, image_size=image_size, device=device)
+    model = load_any_vit(folder, image_size=image_size, device=device)
 
     def read(net: VisionTransformer, images: Tensor) -> Tensor:
         tokens = net.forward_features(images)[:, net.num_prefix_tokens :]

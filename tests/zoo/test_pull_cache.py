@@ -34,7 +34,7 @@ from runs import zoo
 from zoo import pull as zoo_pull
 from zoo.errors import DiskError, Exit, IntegrityError, NetworkError, UsageError
 from zoo.folder import load_model
-from zoo.hub import repository_of
+from zoo.hub import pin_of
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_moved_branch_is_reported(hub: FakeHub) -> None:
 
 
 def test_a_branch_may_have_a_slash(hub: FakeHub) -> None:
-    assert repository_of("org/name@feature/x") == "org/name@feature/x"
+    assert pin_of("org/name@feature/x").source == "org/name@feature/x"
     with pytest.raises(UsageError, match="no model 'org/name@feature/x'"):
         fetch("org/name@feature/x")
     assert hub.requests[-1] == ("GET", "/api/models/org/name/revision/feature%2Fx")

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from zoo.card import Card, read_card
 from zoo.errors import IntegrityError, UsageError
-from zoo.files import safe_join, sha256_of, sweep
+from zoo.files import is_plain_name, safe_join, sha256_of, sweep
 from zoo.folder import CONFIG, RECORD, WEIGHTS, save_model, verify
 from zoo.foreign.formats import EXPECTED, PARTS, recognise
 from zoo.foreign.found import Found, Recognised
 from zoo.foreign.quarantine import Admitted, admitted, require_pickle
 from zoo.layout import read_layout
 from zoo.tensors import as_fp32, read_shapes, read_tensors, require_finite
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +96,7 @@ def _found(file: Path, held: Admitted) -> Found:
 
 def _folder_for(name: str, out: Path) -> Path:
     try:
-        if _NAME.fullmatch(name):
+        if is_plain_name(name):
             return safe_join(out, name)
     except IntegrityError:
         pass  # a name of a device, or a link out of the folder
