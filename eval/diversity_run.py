@@ -140,7 +140,7 @@ def run_diversity(
         teacher = plan.asked.open(size, device)
         found = measure(teacher, sample, unit=unit, name=plan.label, workers=workers)
         seconds = time.perf_counter() - started
-        written.append(_result(found, teacher, index, seconds))
+        written.append(_result(found, teacher, index, data.resolve().name, seconds))
         files.append(written[-1].save(results))
         # Not before: a damaged image is listed with all others.
         maps = similarity_maps(teacher, sample_images(sample, size), queries)
@@ -220,7 +220,9 @@ def _untrained(asked: _Asked, teacher: FrozenTokens) -> str:
     )
 
 
-def _result(found: Diversity, teacher: FrozenTokens, index: ImageIndex, seconds: float) -> Result:
+def _result(
+    found: Diversity, teacher: FrozenTokens, index: ImageIndex, data: str, seconds: float
+) -> Result:
     """``diversity@1``: the headline, and the variants as details (similarities)."""
     preprocess = Preprocess(
         image_size=found.image_size, mean=teacher.preprocess.mean, std=teacher.preprocess.std
@@ -242,6 +244,7 @@ def _result(found: Diversity, teacher: FrozenTokens, index: ImageIndex, seconds:
             "mask_ratio": MASK_RATIO,
             "mask_seed": MASK_SEED,
         },
+        data=data,
         data_fingerprint=index.fingerprint,
         dtype="float32",
         seconds=round(seconds, 2),

@@ -31,6 +31,8 @@ class Result:
     """Preprocessing as resolved."""
     settings: dict[str, Any]
     """The protocol's own."""
+    data: str
+    """Name of the data folder, without its path: what may be published."""
     data_fingerprint: str
     dtype: str
     seconds: float

@@ -73,6 +73,7 @@ def score_knn(
         samples=len(val),
         transform=asdict(network.preprocess),
         settings=asdict(knn),
+        data=data.resolve().name,
         data_fingerprint=f"{train.fingerprint}+{val.fingerprint}",
         dtype="float32",
         seconds=round(time.perf_counter() - started, 2),

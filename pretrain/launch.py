@@ -26,7 +26,7 @@ from pretrain.optim import WeightAverage, build_optimizer
 from pretrain.recipe import Recipe, as_record, differences
 from pretrain.run import RunFolder, refuse_changes
 from pretrain.signals import StopSignals
-from zoo.card import Card, TeacherRecord
+from zoo.card import TEACHER, Card, TeacherRecord
 from zoo.errors import UsageError
 from zoo.folder import save_model
 
@@ -191,7 +191,8 @@ def _export(
     teacher = TeacherRecord(**facts["teacher"]) if "teacher" in facts else None
     licenses = {"code": "Apache-2.0", "weights": "not stated"}
     if teacher:
-        licenses[f"teacher {teacher.name}"] = teacher.license
+        lineage = {teacher.name: teacher.license, **teacher.ancestors}
+        licenses |= {f"{TEACHER} {name}": license_ for name, license_ in lineage.items()}
     card = Card(
         name=recipe.name,
         method=recipe.method.name,

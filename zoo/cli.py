@@ -119,6 +119,64 @@ def pull_(
     _print(pulled.as_dict() if json_ else pulled.text(), json_)
 
 
+@app.command("push")
+def push_(
+    source: Annotated[str, typer.Argument(metavar="RUN|DIR", help="A run, or a model folder.")],
+    repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="Where on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new one private.")] = False,
+    tag: Annotated[
+        str | None, typer.Option(help="Publish marker.  [default: the next of v1, v2, …]")
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="Of the weights, such as apache-2.0."),
+    ] = None,
+    acknowledge: Annotated[
+        bool,
+        typer.Option("--acknowledge-license", help="You hold the rights in the teacher's weights."),
+    ] = False,
+    dataset: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Trained on this data set of the Hub.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="The teacher.  [default: as recorded]")
+    ] = None,
+    about: Annotated[Path | None, typer.Option(help="Markdown for the page, your words.")] = None,
+    results: Annotated[Path, typer.Option(help="Where zoo eval wrote.")] = Path("results"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the files and the page; send nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask on a terminal.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Publish a model folder with its card: judged, in one commit, read back and tagged."""
+    from zoo.package import packed, terms_of
+    from zoo.push import push
+
+    terms = terms_of(
+        repo,
+        license_=license_,
+        acknowledged=acknowledge,
+        datasets=dataset or [],
+        base_model=base_model,
+        about=about,
+        results=results,
+    )
+    with packed(source, terms) as package:
+        plan = package.as_dict()
+        if not json_:
+            print(package.text() + (f"\n\n{package.page()}" if dry_run else ""), flush=True)
+        if dry_run:
+            if json_:
+                _print({**plan, "page": package.page()}, json_)
+            return
+        if sys.stdin.isatty() and not (yes or json_):
+            typer.confirm(f"publish {len(package.files)} files as {repo}?", abort=True, err=True)
+        pushed = push(package, private=private, tag=tag)
+    _print({**plan, **pushed.as_dict()} if json_ else pushed.text(), json_)
+
+
 @app.command("verify")
 def verify_(
     model: Annotated[str, typer.Argument(help="A model folder, or any name.")],
@@ -275,7 +333,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stdout.flush()  # a broken pipe shows here, where it is handled
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
     except BrokenPipeError:  # piped into head

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from zoo.files import is_plain_name
-from zoo.settings import is_namespace
+from zoo.settings import is_repository
 
 STATES = ("hosted", "importable", "recipe")
 
@@ -52,8 +52,7 @@ def _plain(name: str) -> str:
 
 
 def _repository(text: str) -> str:
-    owner, _, name = text.partition("/")
-    if not (is_namespace(owner) and is_namespace(name)) or name.endswith(".git"):
+    if not is_repository(text):
         raise ValueError("not a repository: ORG/NAME")
     return text
 

@@ -17,7 +17,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from zoo.card import Card, FileRecord, readme
+from zoo.card import TEACHER, Card, FileRecord
 from zoo.convnet import (
     ConvnetConfig,
     Stage,
@@ -30,6 +30,7 @@ from zoo.convnet import (
 )
 from zoo.errors import UsageError
 from zoo.files import atomic_folder, atomic_json, sha256_of
+from zoo.hubcache import repository_at
 from zoo.images import Preprocess
 from zoo.layout import (
     convnet_of,
@@ -41,6 +42,7 @@ from zoo.layout import (
     read_layout,
     timm_config,
 )
+from zoo.page import readme
 from zoo.tensors import as_fp32, read_shapes, read_tensors, require_finite, require_match
 from zoo.verify import CONFIG, RECORD, WEIGHTS, remembered_sha256, verify
 from zoo.vit import ViTConfig, adopt_weights, config_of
@@ -64,7 +66,15 @@ class _Known:
 
     @property
     def name(self) -> str:
-        return self.card.name if self.card else self.folder.name
+        """Of the card; else the repository it was pulled from, or the folder's."""
+        return self.card.name if self.card else repository_at(self.folder) or self.folder.name
+
+    @property
+    def ancestors(self) -> dict[str, str]:
+        """Licences of its teachers' weights, by name."""
+        licenses = self.card.licenses if self.card else {}
+        parts = {part.partition(" "): text for part, text in licenses.items()}
+        return {name or word: text for (word, _, name), text in parts.items() if word == TEACHER}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +126,7 @@ def save_model(
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(plain, temp / WEIGHTS, metadata={"format": "pt"})
         atomic_json(temp / CONFIG, layout)
-        (temp / "README.md").write_text(readme(card, layout["architecture"], parameters))
+        (temp / "README.md").write_text(readme(card, layout, parameters))
         files = {
             file.name: FileRecord(sha256=sha256_of(file), size=file.stat().st_size)
             for file in sorted(temp.iterdir())

@@ -16,20 +16,21 @@ LOCAL = (".", "/", "runs/", "models/")
 def locate(source: str) -> Path:
     """The folder that holds ``config.json`` and ``model.safetensors`` of a model.
 
-    source: a folder, a name of ``zoo import`` (``models/NAME`` here), a name of the catalog
-    (``mae-vit-l[@revision]``), ``hf-hub:org/name[@revision]``, ``org/name[@revision]``, or a name
-    that timm has weights for on the Hub (``vit_large_patch16_224.mae``); whatever of these there is
-    first.  Hub files are kept in the standard Hugging Face cache.  Raises UsageError, NetworkError,
-    IntegrityError, DiskError.
+    source: a model folder, a run with its ``export/``, a name of ``zoo import`` (``models/NAME``
+    here), a name of the catalog (``mae-vit-l[@revision]``), ``hf-hub:org/name[@revision]``,
+    ``org/name[@revision]``, or a name that timm has weights for on the Hub
+    (``vit_large_patch16_224.mae``); whatever of these there is first.  Hub files are kept in the
+    standard Hugging Face cache.  Raises UsageError, NetworkError, IntegrityError, DiskError.
     """
     folder = Path(source).expanduser()
-    if (folder / CONFIG).is_file():
-        return folder
+    for place in (folder, folder / "export"):
+        if (place / CONFIG).is_file():
+            return place
     if folder.exists():
         raise UsageError(
             "this is not a model folder: it has no config.json",
             where=str(folder),
-            fix="give an export/ folder of a run, or a name on the Hub",
+            fix="give a run that has its export/, a model folder, or a name on the Hub",
         )
     return folder_here(source) or pull_model(source, whole=False).folder
 

@@ -34,6 +34,14 @@ _CLAIMED = re.compile(r"(\w+)\.zoo\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.incomplete"
 _FOREIGN_SECONDS, _STALE_SECONDS = 600, 86_400
 
 
+def repository_at(folder: Path) -> str | None:
+    """``org/name`` of the repository whose snapshot this is; None for any other folder."""
+    kind, _, name = folder.parent.parent.name.partition("--")
+    if folder.parent.name != "snapshots" or kind != "models" or not name:
+        return None
+    return name.replace("--", "/")
+
+
 class RepositoryCache:
     """What this machine holds of a repository."""
 

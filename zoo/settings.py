@@ -51,6 +51,12 @@ def is_namespace(name: str) -> bool:
     return is_plain_name(name) and name[-1].isalnum() and not _RUNS.search(name)
 
 
+def is_repository(text: str) -> bool:
+    """Whether this is ``org/name`` as the Hub can have it."""
+    owner, _, name = text.partition("/")
+    return is_namespace(owner) and is_namespace(name) and not name.endswith(".git")
+
+
 def _checked(value: object, where: str) -> str:
     if isinstance(value, str) and is_namespace(value):
         return value

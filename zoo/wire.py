@@ -72,8 +72,9 @@ class StoppedError(Exception):
 class Wire:
     """Requests for one repository."""
 
-    def __init__(self, source: str, patience: Patience) -> None:
-        self.source, self.patience = source, patience
+    def __init__(self, source: str, patience: Patience, *, failed: str = "did not deliver") -> None:
+        """failed: what the Hub did where patience ends."""
+        self.source, self.patience, self._failed = source, patience, failed
         self.endpoint = constants.ENDPOINT.rstrip("/")
         self.stop = threading.Event()
         self._first = _origin(self.endpoint)
@@ -109,7 +110,7 @@ class Wire:
         Raises TransientError for what may pass, and UsageError, IntegrityError for what will not.
         """
         for _ in range(MOST_REDIRECTS):
-            self._require_safe(url)
+            self.require_safe(url)
             with self._send(url, headers or {}) as response:
                 if response.status_code in {200, 206, 416}:
                     yield response
@@ -142,7 +143,8 @@ class Wire:
             unreachable = kind in {"ConnectError", "ConnectTimeout", "ProxyError"}
             raise TransientError(f"{kind} from {_place(url)}", unreachable=unreachable) from error
 
-    def _require_safe(self, url: str) -> None:
+    def require_safe(self, url: str) -> None:
+        """Raise IntegrityError for an address that a request should not go to."""
         try:
             parts = urlsplit(url)
             scheme, host = parts.scheme, parts.hostname
@@ -222,7 +224,7 @@ class Wire:
         return NetworkError(
             "the Hub cannot be reached"
             if trouble.unreachable
-            else f"the Hub did not deliver {self.source}: {trouble}{asked}",
+            else f"the Hub {self._failed} {self.source}: {trouble}{asked}",
             where=f"{_place(url)}, after {tries} attempts",
             fix="run the same command again when online: it continues where it stopped"
             if trouble.unreachable

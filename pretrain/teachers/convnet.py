@@ -30,6 +30,7 @@ def convnet_tokens(
         block=None,
         stride=model.stage.stride,
         license=model.license,
+        ancestors=model.ancestors,
     )
     return FrozenTokens(
         model.net,

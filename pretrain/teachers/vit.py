@@ -58,6 +58,7 @@ class ViTTeacher:
             digest=model.digest,
             block=block,
             license=model.license,
+            ancestors=model.ancestors,
             relation_heads=heads,
         )
         return FrozenViT(
@@ -124,7 +125,11 @@ def vit_tokens(
         read,
         model.preprocess,
         record=TeacherRecord(
-            name=model.name, digest=model.digest, block=last, license=model.license
+            name=model.name,
+            digest=model.digest,
+            block=last,
+            license=model.license,
+            ancestors=model.ancestors,
         ),
         cell=model.config.patch,
         width=model.config.width,
@@ -151,6 +156,7 @@ def _any_vit_tokens(
             digest=model.digest,
             block=len(model.net.blocks),
             license=model.license,
+            ancestors=model.ancestors,
         ),
         cell=model.patch,
         width=model.net.embed_dim,

@@ -1,4 +1,4 @@
-"""The record and the page of a model."""
+"""The record of a model."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
 
-from zoo.card import Card, FileRecord, TeacherRecord, read_card, readme
+from zoo.card import Card, FileRecord, Score, TeacherRecord, read_card
 from zoo.errors import IntegrityError
 
 CARD = Card(
@@ -28,6 +27,16 @@ CARD = Card(
     digest="cd" * 32,
     files={"config.json": FileRecord(sha256="ef" * 32, size=10)},
 )
+SCORE = Score(
+    protocol="knn@1",
+    metric="top-1",
+    value=61.2,
+    standard_error=0.78,
+    samples=3925,
+    data="imagenette",
+    data_fingerprint="ab" * 32,
+    settings={"neighbours": 20, "pooling": "cls"},
+)
 
 
 def written(folder: Path, record: dict[str, Any] | str | bytes) -> Path:
@@ -37,14 +46,14 @@ def written(folder: Path, record: dict[str, Any] | str | bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("card", [CARD, replace(CARD, teacher=None, name="é", scores=[{"a": 1}])])
+@pytest.mark.parametrize("card", [CARD, replace(CARD, teacher=None, name="é", scores=[SCORE])])
 def test_there_and_back(tmp_path: Path, card: Card) -> None:
     assert read_card(written(tmp_path, card.to_json())) == card
 
 
 def test_nan_is_not_written() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        replace(CARD, scores=[{"protocol": "x@1", "value": float("nan")}]).to_json()
+        replace(CARD, scores=[replace(SCORE, value=float("nan"))]).to_json()
 
 
 WRONG = {
@@ -59,6 +68,7 @@ WRONG = {
         {"files": {"a": {"sha256": "0", "size": 1, "url": "x"}}},
         "files.a.url",
     ),
+    "a score without its samples": ({"scores": [{"protocol": "knn@1"}]}, "scores.0.metric"),
     "a wrong teacher": ({"teacher": {"name": "x"}}, "teacher.digest"),
 }
 
@@ -79,28 +89,3 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str | bytes) -> None
     with pytest.raises(IntegrityError, match="not a model record") as caught:
         read_card(path)
     assert str(path) in caught.value.where
-
-
-def test_the_page_is_one_the_hub_reads() -> None:
-    page = ModelCard(
-        readme(CARD, "vit_small_patch16_224", 21_665_664), ignore_metadata_errors=False
-    )
-    data: Any = page.data
-    assert data.library_name == "timm"
-    assert data.pipeline_tag == "image-feature-extraction"
-    assert {"timm", "tinymim", "self-supervised"} <= set(data.tags)
-    for fact in (
-        "21.7 M-parameter",
-        "6 heads",
-        "93,600 steps",
-        "mae-vit-b, block 12, 12 relation heads",
-        "`blocks.11.norm2.weight`",
-        "Scores: not measured.",
-        "weights: cc-by-nc-4.0",
-    ):
-        assert fact in page.text
-
-
-def test_the_page_shows_scores_with_their_protocol() -> None:
-    scored = replace(CARD, scores=[{"protocol": "in1k-knn@1", "value": 61.2}])
-    assert "| in1k-knn@1 | 61.2 |" in readme(scored, "vit_small_patch16_224", 1)

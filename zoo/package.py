@@ -1,0 +1,371 @@
+"""What a push would publish: the files of a model folder, judged, and its page and record anew."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+from safetensors import safe_open
+
+from zoo.card import TEACHER, Card, FileRecord
+from zoo.catalog import folder_here
+from zoo.errors import IntegrityError, UsageError
+from zoo.files import atomic_json, atomic_write, disk_errors, sha256_of
+from zoo.layout import read_layout
+from zoo.leaks import paths_in, portable, secrets_in
+from zoo.licenses import KNOWN, NOT_STATED, publishable
+from zoo.page import Publication, readme
+from zoo.scores import scores_of
+from zoo.settings import is_namespace, is_repository
+from zoo.tensors import read_shapes, read_tensors, require_finite
+from zoo.tree import MOST_FETCHED, is_fetched
+from zoo.verify import CONFIG, RECORD, WEIGHTS, verify
+
+PAGE = "README.md"
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,59}")
+_SIGNATURE = "model.sig"
+_TEXTS = {".json", ".md", ".txt", ".svg", ""}
+_EXTRA = {".md", ".txt", ".svg", ".png"}
+_LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+_STATED = ("mean", "std", "input_size", "interpolation", "crop_pct")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What the publisher says of a model, beside what its folder says."""
+
+    repository: str
+    """``org/name``"""
+    license: str | None = None
+    """Null for what the record states."""
+    acknowledged: bool = False
+    """The publisher holds the rights in what the model was made from, or has leave."""
+    datasets: tuple[str, ...] = ()
+    """Ids of the Hub."""
+    base_model: str | None = None
+    about: str = ""
+    """Markdown for the page."""
+    results: Path = Path("results")
+    """Where ``zoo eval`` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Package:
+    """A folder that is ready to be published, and goes away afterwards."""
+
+    folder: Path
+    terms: Terms
+    card: Card
+    license: str
+    parameters: int
+    files: dict[str, FileRecord]
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "repository": self.terms.repository,
+            "model": self.card.name,
+            "digest": self.card.digest,
+            "license": self.license,
+            "files": {
+                name: {"sha256": file.sha256, "size": file.size}
+                for name, file in self.files.items()
+            },
+            "scores": len(self.card.scores),
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """The list of files, and what else a publisher wants to see first."""
+        width = max(map(len, self.files))
+        lines = [
+            f"  {name:<{width}}  {file.size:>13,} bytes  sha256 {file.sha256[:12]}"
+            for name, file in self.files.items()
+        ]
+        return "\n".join(
+            [
+                f"{self.card.name} → {self.terms.repository}, licence {self.license}, "
+                f"{len(self.card.scores)} scores",
+                *lines,
+                *(f"note: {note}" for note in self.notes),
+            ]
+        )
+
+    def page(self) -> str:
+        """The model's page, as it will be published."""
+        return (self.folder / PAGE).read_text(encoding="utf-8")
+
+
+def terms_of(
+    repository: str,
+    *,
+    license_: str | None = None,
+    acknowledged: bool = False,
+    datasets: Sequence[str] = (),
+    base_model: str | None = None,
+    about: Path | None = None,
+    results: Path = Path("results"),
+) -> Terms:
+    """The publisher's words, checked.  about: a Markdown file.  Raises UsageError."""
+    for text, what in [(repository, "--repo"), (base_model, "--base-model")]:
+        if text is not None and not is_repository(text):
+            raise UsageError(
+                f"the Hub can have no repository {text[:120]!r}",
+                where=what,
+                fix="give ORG/NAME: letters, digits, dots, dashes, underscores",
+            )
+    for text in datasets:
+        if not all(map(is_namespace, text.split("/"))) or text.count("/") > 1:
+            raise UsageError(
+                f"the Hub can have no data set {text[:120]!r}",
+                where="--dataset",
+                fix="give ORG/NAME, such as ILSVRC/imagenet-1k",
+            )
+    if license_ is not None and not _LICENSE.fullmatch(license_):
+        raise UsageError(
+            f"not a licence's name: {license_[:120]!r}",
+            where="--license",
+            fix=f"one the Hub lists, such as apache-2.0 or cc-by-nc-4.0 ({len(KNOWN)} are known "
+            "here), or a short name and a LICENSE file in the folder",
+        )
+    try:
+        words = about.read_text(encoding="utf-8") if about else ""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UsageError(
+            f"--about cannot be read: {reason}", where=str(about), fix="give a Markdown file"
+        ) from error
+    return Terms(
+        repository=repository,
+        license=license_,
+        acknowledged=acknowledged,
+        datasets=tuple(datasets),
+        base_model=base_model,
+        about=words,
+        results=results,
+    )
+
+
+def folder_of(source: str) -> Path:
+    """The model folder of a run, a folder, or a name below ``models/``.  Raises UsageError."""
+    given = Path(source).expanduser()
+    for folder in (given / "export", given, folder_here(source)):
+        if folder and (folder / CONFIG).is_file():
+            if not (folder / RECORD).is_file():
+                raise UsageError(
+                    "this model folder has no record of how it was made",
+                    where=f"{folder}: no {RECORD}",
+                    fix="push what zoo pretrain or zoo import wrote",
+                )
+            return folder
+    is_run = (given / "recipe.json").is_file()
+    raise UsageError(
+        "this run has no model yet" if is_run else "there is no run and no model folder",
+        where=str(given / "export" if is_run else given),
+        fix="run the same zoo pretrain command again: it continues"
+        if is_run
+        else "give a run (runs/NAME) or a model folder",
+    )
+
+
+@contextlib.contextmanager
+def packed(source: str, terms: Terms) -> Iterator[Package]:
+    """A run's or folder's model, ready to be published, in a folder that lasts as long.
+
+    Raises UsageError, DiskError, and IntegrityError for whatever must not be published: each says
+    which file, and where in it.
+    """
+    folder = folder_of(source)
+    names = _require_known_files(folder)
+    card = _require_true(folder)
+    parameters = _require_sound_weights(folder)
+    license_ = publishable(
+        terms.license,
+        card.licenses.get("weights", NOT_STATED),
+        _made_from(card),
+        acknowledged=terms.acknowledged,
+    )
+    scores, skipped = scores_of(card.digest, terms.results)
+    card = replace(
+        card,
+        scores=scores,
+        licenses={**card.licenses, "weights": license_},
+        recipe=portable(card.recipe),
+        files={},
+    )
+    with tempfile.TemporaryDirectory(prefix="zoo-push-") as temp:
+        place = Path(temp)
+        with disk_errors(place):
+            card = _write(folder, place, names, card, terms, parameters)
+        _require_no_leaks(place)
+        record = place / RECORD
+        recorded = FileRecord(sha256=sha256_of(record), size=record.stat().st_size)
+        yield Package(
+            folder=place,
+            terms=terms,
+            card=card,
+            license=license_,
+            parameters=parameters,
+            files={**card.files, RECORD: recorded},
+            notes=(*skipped, *_notes(card, names, terms)),
+        )
+
+
+def _require_known_files(folder: Path) -> list[str]:
+    """Names of what may be published; IntegrityError names everything that may not."""
+    names, refused = [], []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name == ".cache" or name.startswith(".cache/huggingface") or name == _SIGNATURE:
+            continue  # of a pull: what it noted, and a signature over other files than these
+        if path.is_symlink():
+            refused.append(f"{name} is a link")
+        elif path.is_dir():
+            continue
+        elif name not in {CONFIG, WEIGHTS, RECORD} and not _is_extra(name):
+            refused.append(f"{name} is no file of a model")
+        else:
+            names.append(name)
+    if refused or len(names) > MOST_FETCHED:
+        some = refused or [f"{len(names)} files; {MOST_FETCHED} are the most"]
+        raise IntegrityError(
+            "refused to publish what does not belong to a model",
+            where=f"{folder}: " + "; ".join(some[:20]) + ("; …" if len(some) > 20 else ""),
+            fix="remove it; a model may also hold LICENSE, NOTICE, .md, .txt, .png and .svg",
+        )
+    return names
+
+
+def _is_extra(name: str) -> bool:
+    path = Path(name)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return is_fetched(name) and not hidden and path.suffix in {*_EXTRA, ""}
+
+
+def _require_true(folder: Path) -> Card:
+    """The record of a folder that is what it says, its page included."""
+    try:
+        card = verify(folder, quick=False)
+    except IntegrityError as error:
+        if f"{PAGE} has" in error.where:
+            error.fix = "the page is written anew: restore it, and give your own words by --about"
+        raise
+    assert card is not None, "folder_of admits no folder without a record"
+    return card
+
+
+def _require_sound_weights(folder: Path) -> int:
+    """How many parameters; IntegrityError for NaN, a misfit, or words hidden in the header."""
+    from zoo import load
+
+    path = folder / WEIGHTS
+    load(folder)  # every name and shape, against the network
+    names = read_shapes(path)
+    require_finite(path, read_tensors(path))  # a head too
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.keys() - {"format"}:
+        raise IntegrityError(
+            "refused to publish what is written in the header of the weights",
+            where=f"{path}: {', '.join(sorted(metadata))[:200]}",
+            fix="save the weights again without metadata",
+        )
+    layout = read_layout(folder / CONFIG)
+    absent = [key for key in _STATED if layout.get("pretrained_cfg", {}).get(key) is None]
+    if absent:
+        raise IntegrityError(
+            "the preprocessing is not stated, and timm would take its own",
+            where=f"{folder / CONFIG}: pretrained_cfg lacks {', '.join(absent)}",
+            fix="export the model again",
+        )
+    return sum(math.prod(shape) for shape in names.values())
+
+
+def _made_from(card: Card) -> dict[str, str]:
+    """Licences of the weights that this model was made from."""
+    made_from = {p: text for p, text in card.licenses.items() if p.partition(" ")[0] == TEACHER}
+    if card.source:
+        made_from[f"the file {card.source['file']}"] = card.licenses.get("weights", NOT_STATED)
+    return made_from
+
+
+def _write(
+    folder: Path, place: Path, names: list[str], card: Card, terms: Terms, parameters: int
+) -> Card:
+    """Fill the folder to be published; returns the card with the digests of the files."""
+    for name in set(names) - {CONFIG, RECORD, PAGE}:
+        target = place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(folder / name, target)
+    layout = json.loads((folder / CONFIG).read_bytes())
+    layout["pretrained_cfg"]["license"] = card.licenses["weights"]
+    atomic_json(place / CONFIG, layout)
+    publication = Publication(
+        repository=terms.repository,
+        datasets=terms.datasets,
+        base_model=terms.base_model or _teacher_repository(card),
+        license_file=_license_file(names),
+        about=terms.about,
+    )
+    atomic_write(place / PAGE, readme(card, layout, parameters, publication))
+    card = replace(card, files=_records(place))
+    atomic_write(place / RECORD, card.to_json())
+    return card
+
+
+def _records(place: Path) -> dict[str, FileRecord]:
+    return {
+        path.relative_to(place).as_posix(): FileRecord(
+            sha256=sha256_of(path), size=path.stat().st_size
+        )
+        for path in sorted(place.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _teacher_repository(card: Card) -> str | None:
+    # What was pulled is named by its repository, what was made here by its recipe.
+    name = card.teacher.name if card.teacher else ""
+    return name if name.count("/") == 1 and not name.startswith((".", "/")) else None
+
+
+def _license_file(names: list[str]) -> str | None:
+    return next((name for name in _LICENSES if name in names), None)
+
+
+def _require_no_leaks(place: Path) -> None:
+    """Raise IntegrityError where a text to be published holds a secret or an absolute path."""
+    token = get_token()
+    found = []
+    for path in sorted(place.rglob("*")):
+        if not path.is_file() or path.suffix not in _TEXTS:
+            continue
+        name, text = path.relative_to(place).as_posix(), path.read_text("utf-8", errors="replace")
+        found += [f"{name}, line {line}: {kind}" for line, kind in secrets_in(text, token)]
+        found += [f"{name}, line {line}: the path {p[:80]}" for line, p in paths_in(text)]
+    if found:
+        raise IntegrityError(
+            "refused to publish a secret, or where things lie on this machine",
+            where="; ".join(found[:10]) + ("; …" if len(found) > 10 else ""),
+            fix="take it out; a secret that was ever written down should be revoked as well",
+        )
+
+
+def _notes(card: Card, names: list[str], terms: Terms) -> Iterator[str]:
+    if not _license_file(names):
+        yield "no LICENSE file beside the weights: people ask for one"
+    if not card.scores:
+        yield f"no result of this model below {terms.results}: the page says 'Not measured'"
+    if not terms.datasets and not card.source:
+        yield "no --dataset: the page names the data folder only"

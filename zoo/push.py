@@ -1,0 +1,316 @@
+"""``zoo push``: a packed model folder to the Hub, in one commit, read back, and tagged.
+
+The whole is idempotent: what is there already is not sent again, and a push that was cut anywhere
+is finished by the same command.
+"""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's, as it uses
+)
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, get_session
+
+from zoo.catalog import add_to_user_catalog
+from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError, ZooError
+from zoo.fetch import ask_commit, ask_listing
+from zoo.package import Package
+from zoo.published import entry_of
+from zoo.tree import Listing
+from zoo.verify import matches
+from zoo.wire import RETRIED, Patience, TransientError, Wire
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NUMBERED = re.compile(r"v(\d{1,9})")
+_MAIN = constants.DEFAULT_REVISION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pushed:
+    """What a push did."""
+
+    repository: str
+    commit: str
+    tag: str
+    sent: tuple[str, ...]
+    """Files that the Hub did not have; none where all of it was there."""
+    page: str
+    """Address of the model's page."""
+    catalog: Path | None
+    """The user's catalog, with the model in it."""
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "repository": self.repository,
+            "commit": self.commit,
+            "tag": self.tag,
+            "sent": list(self.sent),
+            "page": self.page,
+            "catalog": str(self.catalog) if self.catalog else None,
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        sent = ", ".join(self.sent) or "nothing: all of it was there"
+        lines = [
+            f"published:  {self.page}",
+            f"commit:     {self.commit}, tag {self.tag}",
+            f"sent:       {sent}",
+            f"catalog:    {self.catalog or 'not written'}",
+            *(f"note:       {note}" for note in self.notes),
+            f"fetch it:   zoo pull {self.repository}@{self.tag}",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Push:
+    """One push under way."""
+
+    package: Package
+    api: HfApi
+    wire: Wire
+    tag: str | None
+
+    @property
+    def name(self) -> str:
+        return self.package.terms.repository
+
+
+def push(
+    package: Package,
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    patience: Patience | None = None,
+) -> Pushed:
+    """Publish a package; the user's catalog then knows the model by its commit and digests.
+
+    private: for a repository that does not exist yet.  tag: the publish marker; null for the next
+    free ``v1``, ``v2``, ….  The token comes from the Hub client's standard places.  Raises
+    UsageError (no token, no right, a tag that marks other files), NetworkError, IntegrityError
+    where the Hub then lists other bytes than were sent.
+    """
+    if tag is not None and not _TAG.fullmatch(tag):
+        raise UsageError(f"not a tag: {tag[:80]!r}", fix="use letters, digits, dots and dashes")
+    job = _begin(package, tag, patience or Patience())
+    _require_repository(job, private=private)
+    with _xet_where_it_is_served(job), _progress_on_terminals():
+        commit, sent = job.wire.persist(
+            lambda _: _published(job),
+            job.wire.endpoint,
+            size=sum(file.size for file in package.files.values()),
+        )
+        marker = job.wire.persist(lambda _: _marked(job, commit), job.wire.endpoint)
+    catalog, notes = _remember(job, commit)
+    return Pushed(
+        repository=job.name,
+        commit=commit,
+        tag=marker,
+        sent=sent,
+        page=f"{job.wire.endpoint}/{job.name}",
+        catalog=catalog,
+        notes=notes,
+    )
+
+
+def _begin(package: Package, tag: str | None, patience: Patience) -> _Push:
+    if constants.is_offline_mode():
+        raise NetworkError(
+            "this is offline, and a push needs the Hub",
+            where="HF_HUB_OFFLINE",
+            fix="unset it and run the same command again",
+        )
+    if not (token := get_token()):
+        raise UsageError(
+            "there is no token to publish with",
+            where="HF_TOKEN, and the place where hf auth login keeps it",
+            fix="run hf auth login with a token that may write",
+        )
+    wire = Wire(package.terms.repository, patience, failed="did not take")
+    wire.require_safe(wire.endpoint)  # before the token goes anywhere
+    api = HfApi(endpoint=wire.endpoint, token=token, library_name="tinyzoo")
+    return _Push(package=package, api=api, wire=wire, tag=tag)
+
+
+def _require_repository(job: _Push, *, private: bool) -> None:
+    """Make it, or see that it is as asked for."""
+
+    def attempt(_: float) -> bool:
+        with _meaning(job):
+            job.api.create_repo(job.name, private=private or None, exist_ok=True)
+            return bool(job.api.model_info(job.name).private)
+
+    is_private = job.wire.persist(attempt, job.wire.endpoint)
+    if private and not is_private:
+        raise UsageError(
+            f"{job.name} exists already, and everybody can see it",
+            where=f"{job.wire.endpoint}/{job.name}",
+            fix="make it private on its page, choose another name, or leave --private out",
+        )
+
+
+def _published(job: _Push) -> tuple[str, tuple[str, ...]]:
+    """The commit that holds every file of the package, and which had to be sent for it."""
+    with _meaning(job):
+        head = ask_commit(job.wire, job.name, _MAIN)
+        missing = _differing(job, ask_listing(job.wire, job.name, head))
+        _require_tag_free(job, head, missing)
+        if not missing:
+            return head, ()
+        folder = job.package.folder
+        made = job.api.create_commit(
+            job.name,
+            [CommitOperationAdd(name, folder / name) for name in missing],
+            commit_message=f"{job.package.card.name} ({job.package.card.digest[:12]})",
+            parent_commit=head,
+        )
+    wrong = _differing(job, ask_listing(job.wire, job.name, made.oid))
+    if wrong:
+        raise IntegrityError(
+            "the Hub lists other bytes than were sent",
+            where=f"{job.name} at {made.oid[:12]}: {', '.join(wrong)}",
+            fix="do not use this commit: it has no tag; push again, or ask the Hub",
+        )
+    return made.oid, tuple(missing)
+
+
+def _differing(job: _Push, listing: Listing) -> list[str]:
+    folder = job.package.folder
+    return [
+        name
+        for name in job.package.files
+        if name not in listing or not matches(folder / name, listing[name], quick=False)
+    ]
+
+
+def _require_tag_free(job: _Push, head: str, missing: list[str]) -> None:
+    """A tag that others may have pinned is never moved."""
+    marked = _tags(job).get(job.tag or "")
+    if marked is None or (marked == head and not missing):
+        return
+    if not _differing(job, ask_listing(job.wire, job.name, marked)):
+        return  # the same files, at a commit before this one
+    raise UsageError(
+        f"the tag {job.tag} already marks other files",
+        where=f"{job.name} at {marked[:12]}",
+        fix="choose another --tag, or leave it out for the next number",
+    )
+
+
+def _tags(job: _Push) -> dict[str, str]:
+    return {ref.name: ref.target_commit for ref in job.api.list_repo_refs(job.name).tags}
+
+
+def _marked(job: _Push, commit: str) -> str:
+    """The tag that marks the commit, made if there is none."""
+    with _meaning(job):
+        tags = _tags(job)
+        if job.tag in tags:
+            return str(job.tag)
+        numbers = {int(found[1]): name for name in tags if (found := _NUMBERED.fullmatch(name))}
+        here = [name for _, name in sorted(numbers.items()) if tags[name] == commit]
+        if job.tag is None and here:
+            return here[-1]
+        name = job.tag or f"v{max(numbers, default=0) + 1}"
+        job.api.create_tag(job.name, tag=name, revision=commit)
+        return name
+
+
+def _remember(job: _Push, commit: str) -> tuple[Path | None, tuple[str, ...]]:
+    """Into the user's catalog; what stands against that is told, for the model is published."""
+    try:
+        return add_to_user_catalog(entry_of(job.package, commit)), ()
+    except (UsageError, DiskError, ValueError) as error:
+        what = error.what if isinstance(error, ZooError) else str(error).splitlines()[0]
+        return None, (f"published, and not noted in your catalog: {what}",)
+
+
+@contextlib.contextmanager
+def _meaning(job: _Push) -> Iterator[None]:
+    """What a failure of the Hub's client means; the token stands in none of it."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _refusal(job, error) from None
+    except HTTPError as error:
+        unreachable = type(error).__name__ in {"ConnectError", "ConnectTimeout", "ProxyError"}
+        raise TransientError(type(error).__name__, unreachable=unreachable) from None
+    except ValueError as error:  # of the client, which lets the Hub judge the page first
+        raise UsageError(
+            "the Hub refused the model's page or names",
+            where=_without_token(job, " ".join(str(error).split())),
+            fix="change what it names, and push again",
+        ) from None
+    except (RuntimeError, OSError) as error:  # of hf_xet
+        raise TransientError(_without_token(job, str(error))) from None
+
+
+def _refusal(job: _Push, error: HfHubHTTPError) -> Exception:
+    status = error.response.status_code
+    said = _without_token(job, error.server_message or "")
+    where = f"{job.name}: status {status}" + (f", {said}" if said else "")
+    if status in RETRIED or status in {409, 412}:  # somebody else's commit came between
+        return TransientError(f"status {status}")
+    if status in {401, 403}:
+        return UsageError(
+            "the Hub does not know the token"
+            if status == 401
+            else f"the token may not write to {job.name}",
+            where=where,
+            fix="run hf auth login with a token of yours that may write there",
+        )
+    if status == 413:
+        return UsageError(
+            "the Hub finds a file too large",
+            where=where,
+            fix="see its limits; large files beside the weights are better left out",
+        )
+    return UsageError(
+        "the Hub refused the model", where=where, fix="change what it names, and push again"
+    )
+
+
+def _without_token(job: _Push, text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line.replace(str(job.api.token), "hf_…")[:300]
+
+
+@contextlib.contextmanager
+def _xet_where_it_is_served(job: _Push) -> Iterator[None]:
+    """Without this a Hub that has no Xet storage ends the client's push."""
+    url = f"{job.wire.endpoint}/api/models/{job.name}/xet-write-token/{_MAIN}"
+    headers = {"authorization": f"Bearer {job.api.token}"}
+    before = constants.HF_HUB_DISABLE_XET
+    try:
+        served = get_session().get(url, headers=headers).status_code == 200
+    except HTTPError:
+        served = False  # the older way is served everywhere
+    constants.HF_HUB_DISABLE_XET = before or not served
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+@contextlib.contextmanager
+def _progress_on_terminals() -> Iterator[None]:
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    from huggingface_hub.utils import enable_progress_bars
+
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
