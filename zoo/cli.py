@@ -201,6 +201,37 @@ def verify_(
 
 
 @app.command()
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Holds ORG/NAME or NAME folders of models.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Where to listen.  Only this machine can reach the default.")
+    ] = "127.0.0.1",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Holds the token for pushing.  [default: ZOO_SERVE_TOKEN, or one made]"),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Reading needs the token, too.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option(help="A line a request, on stderr.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Be a small Hub on this machine: pull models from a folder, push into it.  Ctrl-C ends it."""
+    from zoo.server.start import Server
+
+    server = Server(
+        folder, host=host, port=port, token_file=token_file, private=private, verbose=verbose
+    )
+    _print(server.served.as_dict() if json_ else server.served.text(), json_)
+    sys.stdout.flush()
+    server.run()
+
+
+@app.command()
 def diversity(
     models: Annotated[
         list[str],

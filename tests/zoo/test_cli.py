@@ -23,7 +23,7 @@ def code_of(*words: str) -> int:
 
 @pytest.mark.parametrize(
     "verb",
-    ["pretrain", "eval", "demo", "diversity", "import", "list", "info", "pull", "verify"],
+    ["pretrain", "eval", "demo", "diversity", "import", "list", "info", "pull", "verify", "serve"],
 )
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(verb, "--help") == 0

@@ -1,0 +1,101 @@
+"""The front matter of a model's README: read for its listing, checked before a push."""
+
+import json
+import re
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+
+MOST_BYTES = 1 << 16
+"""Of front matter."""
+
+# https://huggingface.co/docs/hub/repositories-licenses
+LICENSES = frozenset(
+    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+    c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
+    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl
+    ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
+    lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0
+    odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+    deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2
+    llama3.3 llama4 grok2-community gemma unknown other""".split()  # noqa: SIM905
+)
+_TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link", "model_name")
+_LISTS = ("tags", "datasets", "metrics", "language", "base_model")
+_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+def metadata(readme: str) -> dict[str, Any]:
+    """The front matter, as JSON can say it; empty where there is none.  Raises ValueError."""
+    block = _FRONT.match(readme)
+    if not block:
+        return {}
+    if len(block[1].encode()) > MOST_BYTES:
+        raise ValueError(f"the metadata is longer than {MOST_BYTES:,} bytes")
+    try:
+        # A few lines of aliases can stand for more than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block[1])):
+            raise ValueError("the metadata uses YAML aliases")
+        value = yaml.safe_load(block[1])
+        value = {} if value is None else json.loads(json.dumps(value, default=str, allow_nan=False))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the metadata is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError("the metadata is nested too deeply") from None
+    except TypeError:
+        raise ValueError("the metadata has a key that is no text") from None
+    if not isinstance(value, dict):
+        raise ValueError("the metadata is not a mapping of names to values")
+    return value
+
+
+def check(readme: str) -> tuple[list[str], list[str]]:
+    """(errors, warnings) about a README's front matter."""
+    try:
+        values = metadata(readme)
+    except ValueError as error:
+        return [str(error)], []
+    if not values:
+        return [], ["empty or missing yaml metadata in repo card"]
+    errors = [f'"{key}" must be a text' for key in _TEXTS if not _is_text(values.get(key, ""))]
+    errors += [
+        f'"{key}" must be a text or a list of texts'
+        for key in _LISTS
+        if not all(map(_is_text, _as_list(values.get(key, []))))
+    ]
+    errors += _license_errors(values)
+    try:
+        ModelCardData(**values)  # the client's own reading of model-index
+    except Exception as error:  # it lets through whatever the metadata makes it stumble on
+        errors.append(f'"model-index" cannot be read: {error}')
+    return errors, [] if "license" in values else ["no license is stated"]
+
+
+def _license_errors(values: dict[str, Any]) -> list[str]:
+    named = _as_list(values.get("license", []))
+    unknown = [text for text in named if text not in LICENSES]
+    if unknown:
+        return [f'"license" must be one of the identifiers of the Hub, not {unknown[0]!r}']
+    if "other" in named and not values.get("license_name"):
+        return ['"license_name" must say which, where "license" is other']
+    return []
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def tags(values: dict[str, Any]) -> list[str]:
+    """What the Hub finds a model by."""
+    found = [values.get("library_name"), *_as_list(values.get("tags", []))]
+    for key, kind in {"datasets": "dataset", "base_model": "base_model"}.items():
+        found += [f"{kind}:{value}" for value in _as_list(values.get(key, []))]
+    found += [f"license:{value}" for value in _as_list(values.get("license", []))]
+    return list(dict.fromkeys(map(str, filter(None, found))))

@@ -1,0 +1,259 @@
+"""``zoo serve``: the small Hub on a port of this machine, until Ctrl-C."""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UsageError
+from zoo.files import disk_errors
+
+TOKEN = "ZOO_SERVE_TOKEN"
+LOOPBACK = "127.0.0.1"
+
+_STOP_SECONDS = 3
+"""For requests under way, when the server is told to stop."""
+_IDLE_SECONDS = 75
+_EVERYWHERE = {"0.0.0.0", "::"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A server that is about to answer, and what to tell its user."""
+
+    endpoint: str
+    folder: Path
+    models: Mapping[str, Path]
+    """Repository to the folder it was found in."""
+    pushed: tuple[str, ...]
+    """Repositories without a folder."""
+    skipped: Mapping[Path, str]
+    token: str
+    """Where the token is, never the token."""
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "endpoint": self.endpoint,
+            "folder": str(self.folder),
+            "models": {name: str(path) for name, path in self.models.items()},
+            "pushed": list(self.pushed),
+            "skipped": {str(path): why for path, why in self.skipped.items()},
+            "token": self.token,
+            "warnings": list(self.warnings),
+        }
+
+    def text(self) -> str:
+        names = [*(f"{n}  ({_short(p)})" for n, p in self.models.items()), *self.pushed]
+        lines = [f"export HF_ENDPOINT={self.endpoint}", ""]
+        lines += _listed("models:", names or ["none yet"])
+        lines += _listed("skipped:", [f"{_short(p)}: {why}" for p, why in self.skipped.items()])
+        lines += _listed("token:", [f"in {self.token}; pushing needs it as HF_TOKEN"])
+        lines += _listed("warning:", self.warnings)
+        return "\n".join([*lines, *_listed("stop:", ["Ctrl-C"])])
+
+
+class Server:
+    """A bound port and all that answers there."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        host: str = LOOPBACK,
+        port: int = 8000,
+        token_file: Path | None = None,
+        private: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        """Publish what has changed and take the port; ``run`` answers.
+
+        port: 0 for any that is free.  private: reading needs the token, too.  Raises UsageError,
+        IntegrityError, DiskError.
+        """
+        _require_extra()
+        from zoo.server.access import Access
+        from zoo.server.app import create_app
+        from zoo.server.folders import Shelf, store_of
+        from zoo.server.history import History
+
+        _require_folder(folder)
+        self._socket = _bind(host, port)
+        try:
+            token, place = _token(token_file, store_of(folder) / "token")
+            self._history = History(store_of(folder))
+        except BaseException:
+            self._socket.close()
+            raise
+        try:
+            shelf = Shelf(folder, self._history)
+            found = shelf.refresh_all()
+            pushed = {s.name for s in self._history.states() if s.pushed} - found.models.keys()
+            _require_models(folder, found.models, pushed)
+        except BaseException:
+            self.close()
+            raise
+        access = Access(history=self._history, shelf=shelf, token=token, private=private)
+        self._app, self._verbose = create_app(access), verbose
+        self.served = Served(
+            endpoint=_endpoint(host, self._socket.getsockname()[1]),
+            folder=folder,
+            models=found.models,
+            pushed=tuple(sorted(pushed)),
+            skipped=found.skipped,
+            token=place,
+            warnings=_warnings(host),
+        )
+
+    def run(self) -> None:
+        """Answer until Ctrl-C or SIGTERM; both are the usual end of a server."""
+        import uvicorn
+
+        if self._verbose:
+            logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+            logging.getLogger("zoo.server").setLevel(logging.INFO)
+        config = uvicorn.Config(
+            self._app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+        # uvicorn stops on these, and then sends them once more to whoever listened before.
+        before = {number: signal.signal(number, _ignore) for number in _STOPS}
+        try:
+            uvicorn.Server(config).run(sockets=[self._socket])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.close()
+
+    def close(self) -> None:
+        """Give back the port and the folder."""
+        self._socket.close()
+        self._history.close()
+
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Already stopped."""
+
+
+def _require_extra() -> None:
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"zoo serve needs {' and '.join(missing)}",
+            where="an extra of tinyzoo that is not installed",
+            fix='pip install "tinyzoo[serve]"',
+        )
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(
+            "there is no such folder to serve",
+            where=str(folder),
+            fix="give a folder of model folders, or make an empty one to push into",
+        )
+
+
+def _require_models(folder: Path, models: Mapping[str, Path], pushed: set[str]) -> None:
+    holds = [entry.name for entry in folder.iterdir() if entry.name[0] != "."]
+    if holds and not models and not pushed:
+        raise UsageError(
+            "there is no model to serve",
+            where=f"{folder}: no NAME/config.json and no ORG/NAME/config.json",
+            fix="give a folder of model folders, a run folder, or an empty folder to push into",
+        )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+            bound.listen(128)  # who comes early waits
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen here: {error.strerror or error}",
+            where=f"{host}, port {port}",
+            fix="give --port another number, or 0 for any that is free",
+        ) from None
+    return bound
+
+
+def _token(file: Path | None, own: Path) -> tuple[str, str]:
+    """(token, where it is): the environment's, that of a file, or one made for this folder."""
+    if file is None and os.environ.get(TOKEN):
+        return _usable(os.environ[TOKEN], TOKEN), f"the environment variable {TOKEN}"
+    with disk_errors(own):
+        if file is None and not own.exists():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as new:
+                new.write(f"hf_{secrets.token_hex(20)}\n")
+    place = file or own
+    try:
+        return _usable(place.read_text(), str(place)), str(place)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the token cannot be read: {error}",
+            where=str(place),
+            fix="give --token-file a file that holds one line",
+        ) from None
+
+
+def _usable(text: str, where: str) -> str:
+    token = text.strip()
+    if len(token) < 8 or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(
+            "that is no token: one line of 8 or more letters and digits",
+            where=where,
+            fix="remove it, and one is made",
+        )
+    return token
+
+
+def _endpoint(host: str, port: int) -> str:
+    name = socket.gethostname() if host in _EVERYWHERE else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _warnings(host: str) -> tuple[str, ...]:
+    if host in {LOOPBACK, "localhost", "::1"}:
+        return ()
+    return (
+        "others can reach this port, and there is no TLS: the token and the models can be read "
+        "on the way",
+    )
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _listed(title: str, lines: tuple[str, ...] | list[str]) -> list[str]:
+    return [f"{title if not i else '':<9} {line}" for i, line in enumerate(lines)]
