@@ -93,7 +93,7 @@ class Package:
         return "\n".join(
             [
                 f"{self.card.name} → {self.terms.repository}, licence {self.license}, "
-                f"{len(self.card.scores)} scores",
+                f"{len(self.card.scores)} score{'s' * (len(self.card.scores) != 1)}",
                 *lines,
                 *(f"note: {note}" for note in self.notes),
             ]
