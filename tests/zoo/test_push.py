@@ -1,6 +1,7 @@
 """zoo push against the project's own Hub, by the real client: what is there afterwards."""
 
 import json
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from models import TEACHER, make_convnet
 from ownhub import CANARY, OwnHub
 from pushes import FAST, NAME, failure, make, posts, publish
 from runs import zoo
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from eval.results import Result
 from zoo import load
@@ -180,6 +183,35 @@ def test_a_hub_without_xet_is_no_obstacle(
     publish(model)
     assert any("xet-write-token" in path for _, path in hub.requests)
     assert posts(hub, "/objects/batch")
+
+
+def test_where_xet_is_served_the_weights_go_that_way(
+    hub: OwnHub, api: HfApi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    store = tmp_path / "xet"  # the wheel has a server of its own for tests: a folder
+    store.mkdir()
+    until = int(time.time()) + 3600
+    token = {"casUrl": f"local://{store}", "accessToken": "x", "exp": until}
+    headers = {
+        "X-Xet-Cas-Url": token["casUrl"],
+        "X-Xet-Access-Token": "x",
+        "X-Xet-Token-Expiration": str(until),
+    }
+
+    def answer(request: Request) -> Response | None:
+        if "xet-write-token" not in request.url.path:
+            return None
+        return JSONResponse(token, headers=headers)
+
+    hub.answer = answer
+    hub.history.blobs.copy("model.safetensors", model / "model.safetensors")  # as its storage would
+    pushed = publish(model)
+    assert "model.safetensors" in pushed.sent
+    assert posts(hub, "/objects/batch") == 0
+    stored = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    assert stored > 0.5 * (model / "model.safetensors").stat().st_size
+    assert pull_model(NAME).commit == pushed.commit
 
 
 def test_the_verb(hub: OwnHub, api: HfApi, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
