@@ -341,13 +341,31 @@ def demo(
     _print(report.as_dict() if json_ else report.text(), json_)
 
 
+@app.command()
+def doctor(
+    offline: Annotated[bool, typer.Option(help="No request to the Hub.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Look at this machine: what is installed, what is wrong, and the command that mends it."""
+    from zoo.doctor.examine import examine
+
+    report = examine(offline=offline)
+    _print(report.as_dict() if json_ else report.text(), json_)
+    if report.worst == "bad":
+        raise typer.Exit(Exit.USAGE)
+
+
 def _lines(values: dict[str, Any]) -> str:
     width = max(map(len, values))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
 
 
 def _print(value: Any, as_json: bool) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else value)
+    encoding = sys.stdout.encoding or "ascii"
+    escaped = not encoding.lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=escaped) if as_json else str(value)
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

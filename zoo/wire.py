@@ -78,7 +78,7 @@ class Wire:
         self.endpoint = constants.ENDPOINT.rstrip("/")
         self.stop = threading.Event()
         self._first = _origin(self.endpoint)
-        self._headers = build_hf_headers(library_name="tinyzoo", library_version=version("tinyzoo"))
+        self._headers = _client_headers()
         self._token = self._headers.pop("authorization", None)
 
     def json(self, url: str) -> tuple[Any, str | None]:
@@ -230,6 +230,24 @@ class Wire:
             if trouble.unreachable
             else "run the same command again: it continues where it stopped",
         )
+
+
+def _client_headers() -> dict[str, str]:
+    """The Hub client's own, with the user's token if there is one.  Raises UsageError."""
+    try:
+        return build_hf_headers(library_name="tinyzoo", library_version=version("tinyzoo"))
+    except UnicodeDecodeError:
+        file, why = constants.HF_TOKEN_PATH, "it is not text"
+    except OSError as error:
+        if error.filename is None:  # not about a file
+            raise
+        file, why = error.filename, error.strerror
+    raise UsageError(
+        f"the Hub's token cannot be read: {why}",
+        where=str(file),
+        fix="make the file yours and readable, or remove it; if the model is not public, "
+        "run `hf auth login` then",
+    )
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
