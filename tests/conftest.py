@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from photos import make_photos
 
 import zoo.settings
@@ -41,3 +42,13 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.delenv("ZOO_NAMESPACE", raising=False)
     monkeypatch.chdir(here)
     return folder
+
+
+@pytest.fixture
+def token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the Hub client looks for its token; not there yet."""
+    file = tmp_path / "home" / "token"
+    file.parent.mkdir()
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(file))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(file.with_name("stored_tokens")))
+    return file

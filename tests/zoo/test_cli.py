@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import pretrain.recipe
 import zoo.cli
 from pretrain.recipe import list_recipes
 from zoo.errors import DataError, Exit, IntegrityError
+
+VERBS = list(get_command(zoo.cli.app).commands)  # type: ignore[attr-defined]
 
 
 def code_of(*words: str) -> int:
@@ -21,10 +24,7 @@ def code_of(*words: str) -> int:
     return int(caught.value.code or 0)
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["pretrain", "eval", "demo", "diversity", "import", "list", "info", "pull", "verify", "serve"],
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(verb, "--help") == 0
     assert code_of("--help") == 0

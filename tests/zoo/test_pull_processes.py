@@ -29,7 +29,7 @@ from pulls import (
 )
 from runs import Run, run
 
-from zoo.errors import Exit
+from zoo.errors import Exit, UsageError
 
 KILLS = int(os.environ.get("TINYZOO_KILLS", "20"))
 BIG = {**FILES, WEIGHTS: hashlib.shake_256(b"big").digest(6_000_000)}
@@ -171,3 +171,35 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, open_cache: Path) -> None:
     assert run(["pull", REPOSITORY, "--offline"], prepare=prepare) == [0]
     assert run(["verify", REPOSITORY], prepare=prepare) == [0]
     assert sorted(gets(hub)) == before
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda file: file.write_bytes(b"canary\xff")])
+def test_a_token_file_that_is_none_is_named(
+    hub: FakeHub, token_file: Path, make: Callable[[Path], object]
+) -> None:
+    make(token_file)
+    with pytest.raises(
+        UsageError, match=r"token cannot be read: (Is a directory|it is not text)"
+    ) as e:
+        fetch()
+    assert e.value.where == str(token_file)
+    assert e.value.fix
+    assert "canary" not in str(e.value)
+    assert not hub.requests
+
+
+def without_right_to_token(endpoint: str, cache: Path, token: str) -> None:
+    """Become a user whose token file is another's."""
+    nobody(endpoint, cache)
+    huggingface_hub.constants.HF_TOKEN_PATH = token
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_token_of_another_user_is_no_matter_of_disks(
+    hub: FakeHub, open_cache: Path, token_file: Path
+) -> None:
+    token_file.write_text("hf_canary")
+    token_file.chmod(0)
+    prepare = partial(without_right_to_token, hub.endpoint, open_cache, str(token_file))
+    assert run(["pull", REPOSITORY], prepare=prepare) == [Exit.USAGE]
+    assert gets(hub) == []

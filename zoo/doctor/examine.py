@@ -2,19 +2,21 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zoo.doctor import machine, settings
 from zoo.doctor.check import BAD, WARN, Check, Report, printable
+from zoo.doctor.remedy import remedy
 from zoo.doctor.trial import GPU
-from zoo.doctor.trials import LIMIT_SECONDS, try_imports
+from zoo.doctor.trials import LIMIT_SECONDS, Trial, try_imports
 
 if TYPE_CHECKING:
     from zoo.doctor.installed import Installed
 
-_AGAIN = "pip install --upgrade --force-reinstall tinyzoo"
+HUB, PYDANTIC = "huggingface_hub.utils", "pydantic"
+"""Imported here for what they know, if they could be in another process."""
 
 
 def examine(
@@ -29,17 +31,19 @@ def examine(
     from; null for ``sys.path``.  limit_seconds: for one import.
     """
     where = list(sys.path if path is None else path)
-    sections: dict[str, Callable[[], Iterable[Check]]] = {
-        "packages": lambda: _packages(where, limit_seconds),
-        "processor": lambda: machine.processor_checks(os.environ),
-        "shared memory": machine.shared_memory_checks,
-        "hub": lambda: _hub(offline),
-        "disk": _disks,
-        "namespace": settings.namespace_checks,
-        "catalog": settings.catalog_checks,
-        "terminal": settings.terminal_checks,
-    }
-    return Report(checks=tuple(c for name, look in sections.items() for c in looked(name, look)))
+    trials: dict[str, Trial] = {}
+    return Report(
+        checks=(
+            *looked("packages", lambda: _packages(where, limit_seconds, trials)),
+            *looked("processor", lambda: machine.processor_checks(os.environ)),
+            *looked("shared memory", machine.shared_memory_checks),
+            *_looked_with(HUB, trials, "hub", lambda: _hub(offline)),
+            *looked("disk", lambda: _disks(trials)),
+            *looked("namespace", settings.namespace_checks),
+            *_looked_with(PYDANTIC, trials, "catalog", settings.catalog_checks),
+            *looked("terminal", settings.terminal_checks),
+        )
+    )
 
 
 def looked(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
@@ -48,26 +52,43 @@ def looked(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
     try:
         checks.extend(look())
     except ImportError as error:
-        checks.append(Check(name, BAD, f"not looked at: {printable(str(error))}", _AGAIN))
+        what = f"{type(error).__name__}: {printable(str(error))}"
+        checks.append(Check(name, BAD, f"not looked at: {what}", remedy(what, "tinyzoo")))
     except Exception as error:
         what = f"could not be looked at: {type(error).__name__}: {printable(str(error))}"
         checks.append(Check(name, WARN, what, "report this, with the output of zoo doctor --json"))
     return [replace(c, what=printable(c.what), fix=printable(c.fix)) for c in checks]
 
 
-def _packages(path: Sequence[str], limit_seconds: float) -> Iterator[Check]:
+def _looked_with(
+    module: str, trials: Mapping[str, Trial], name: str, look: Callable[[], Iterable[Check]]
+) -> list[Check]:
+    """The same for a section that imports a module into this process, which may not survive it."""
+    if _broken(module, trials):
+        return [Check(name, BAD, f"not looked at: {module} does not import", "mend that first")]
+    return looked(name, look)
+
+
+def _broken(module: str, trials: Mapping[str, Trial]) -> bool:
+    return module in trials and bool(trials[module].error)
+
+
+def _packages(
+    path: Sequence[str], limit_seconds: float, trials: dict[str, Trial]
+) -> Iterator[Check]:
+    """trials: is filled with what came of importing each module."""
     from zoo.doctor.combinations import combinations
     from zoo.doctor.installed import read_installed
     from zoo.doctor.itself import itself_checks
     from zoo.doctor.packages import package_checks, steps
 
     installed = read_installed(path)
-    trials = try_imports(steps(installed), path, limit_seconds=limit_seconds)
+    trials |= try_imports(steps(installed), path, limit_seconds=limit_seconds)
     yield from looked("tinyzoo", lambda: itself_checks(installed))
     yield from looked("packages", lambda: package_checks(installed, trials))
     yield from looked("combinations", lambda: combinations(installed, trials))
     yield from looked("gpu", lambda: machine.gpu_checks(trials.get(GPU), machine.ask_driver()))
-    yield from looked("xet", lambda: _xet(installed))
+    yield from _looked_with(HUB, trials, "xet", lambda: _xet(installed))
 
 
 def _xet(installed: "Installed") -> Iterable[Check]:
@@ -86,13 +107,12 @@ def _hub(offline: bool) -> Iterator[Check]:
     yield from looked("token", lambda: token_checks(os.environ))
 
 
-def _disks() -> Iterator[Check]:
+def _disks(trials: Mapping[str, Trial]) -> Iterator[Check]:
     from zoo.settings import config_folder
 
-    try:
+    known = {}
+    if not _broken(HUB, trials):
         from zoo.doctor.cache import cache_folder
 
-        cache = cache_folder()
-    except Exception:  # the Hub's client is broken, which has a line of its own
-        cache = None
-    yield from machine.disk_checks(machine.places(cache, config_folder()))
+        known["cache"] = cache_folder()
+    yield from machine.disk_checks({**known, **machine.places(), "settings": config_folder()})

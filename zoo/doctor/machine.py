@@ -141,15 +141,9 @@ def disk_checks(places: Mapping[str, Path]) -> Iterator[Check]:
             yield Check("disk", WARN, what, "free some space, or choose another place")
 
 
-def places(cache: Path | None, settings: Path) -> dict[str, Path]:
-    """Where zoo writes."""
-    known = {"cache": cache} if cache else {}
-    return {
-        **known,
-        "runs": Path.cwd() / "runs",
-        "temporary files": Path(tempfile.gettempdir()),
-        "settings": settings,
-    }
+def places() -> dict[str, Path]:
+    """Where zoo writes, beside the cache and the settings."""
+    return {"runs": Path.cwd() / "runs", "temporary files": Path(tempfile.gettempdir())}
 
 
 def standing(place: Path) -> Path:

@@ -11,12 +11,21 @@ from zoo.doctor.trial import GPU
 from zoo.doctor.trials import Trial
 
 PAIR = ("torch", "torchvision")
-SHOWN = (*PAIR, "timm", "huggingface-hub", "safetensors", "numpy", "pillow", "simplejpeg")
+SHOWN = (
+    *PAIR,
+    "timm",
+    "huggingface-hub",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "pydantic",
+)
 """Required, and worth a line each."""
 OPENCVS = tuple(f"opencv{c}-python{h}" for h in ("", "-headless") for c in ("", "-contrib"))
 FORK = ("onedl-mmcv", "onedl-mmengine", "onedl-mmsegmentation")
 MODULES = {
-    **{name: name for name in (*PAIR, "timm", "numpy", "simplejpeg", "safetensors")},
+    **{name: name for name in (*PAIR, "timm", "numpy", "simplejpeg", "safetensors", "pydantic")},
     "huggingface-hub": "huggingface_hub.utils",
     "pillow": "PIL.Image",
     "onnxruntime": "onnxruntime",

@@ -72,7 +72,9 @@ def _process(
         lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=_forward, args=(child.stdout, lines), daemon=True).start()
         try:
-            while line := lines.get(timeout=limit_seconds):
+            while line := lines.get(
+                timeout=limit_seconds if under_way else max(limit_seconds, LIMIT_SECONDS)
+            ):
                 answer = json.loads(line)
                 if "begin" in answer:
                     under_way = answer["begin"]
