@@ -67,7 +67,8 @@ def _required(
         return Check(name, BAD, unmet[0].text() + reason, unmet[0].fix())
     if trial and trial.error:
         version = package.version if package else "no metadata"
-        what = f"{version}: does not import: {printable(trial.error)}"
+        tried = "" if trial.error.startswith("not tried") else "does not import: "
+        what = f"{version}: {tried}{printable(trial.error)}"
         return Check(name, BAD, what, remedy(trial.error, name))
     if package is None:
         return Check(name, BAD, "not installed", f"pip install {name}")
