@@ -52,10 +52,11 @@ def as_nobody(look: Callable[[], list[Check]]) -> list[Check]:
     return [Check(name, State(state), what, fix) for name, state, what, fix in json.loads(text)]
 
 
-def reachable(folder: Path) -> None:
-    """By other users."""
-    for place in [folder, *folder.parents][:4]:
-        place.chmod(place.stat().st_mode | 0o055)
+def open_to_all(folder: Path) -> None:
+    """What a test has made, and the folders of pytest above it, for other users to look into."""
+    made = [place for place in folder.rglob("*") if place.is_dir()]
+    for place in [*[folder, *folder.parents][:3], *made]:
+        place.chmod(0o755)
 
 
 # The endpoint
@@ -157,10 +158,10 @@ def test_a_token_that_others_can_read(token_file: Path, name: str) -> None:
     assert State.WARN not in [check.state for check in token_checks({})]
 
 
-def test_a_token_that_cannot_be_read(token_file: Path) -> None:
+def test_a_token_that_cannot_be_read(token_file: Path, tmp_path: Path) -> None:
     token_file.write_text(CANARIES[1])
     token_file.chmod(0)
-    reachable(token_file.parent)
+    open_to_all(tmp_path)
     (check,) = as_nobody(lambda: list(token_checks({})))
     assert check.state == State.BAD
     assert check.what == f"{token_file} cannot be read: Permission denied"
@@ -211,7 +212,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     blobs = cache / "models--org--name" / "blobs"
     blobs.mkdir(parents=True)
-    reachable(blobs)
+    open_to_all(tmp_path)
     cache.chmod(0o555)
     (check,) = as_nobody(lambda: list(cache_checks(cache)))
     assert check.state == State.BAD
