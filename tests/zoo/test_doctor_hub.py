@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     usual_client()
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """An empty folder that other users can look into, as they cannot into pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def as_nobody(look: Callable[[], list[Check]]) -> list[Check]:
     """What a user sees who may neither read nor write what is root's."""
     if os.geteuid() != 0:
@@ -50,13 +59,6 @@ def as_nobody(look: Callable[[], list[Check]]) -> list[Check]:
         text = answer.read()
     assert os.waitpid(child, 0)[1] == 0
     return [Check(name, State(state), what, fix) for name, state, what, fix in json.loads(text)]
-
-
-def open_to_all(folder: Path) -> None:
-    """What a test has made, and the folders of pytest above it, for other users to look into."""
-    made = [place for place in folder.rglob("*") if place.is_dir()]
-    for place in [*[folder, *folder.parents][:3], *made]:
-        place.chmod(0o755)
 
 
 # The endpoint
@@ -158,10 +160,13 @@ def test_a_token_that_others_can_read(token_file: Path, name: str) -> None:
     assert State.WARN not in [check.state for check in token_checks({})]
 
 
-def test_a_token_that_cannot_be_read(token_file: Path, tmp_path: Path) -> None:
+def test_a_token_that_cannot_be_read(
+    token_file: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token_file = open_folder / "token"
+    monkeypatch.setattr(CONSTANTS, "HF_TOKEN_PATH", str(token_file))
     token_file.write_text(CANARIES[1])
     token_file.chmod(0)
-    open_to_all(tmp_path)
     (check,) = as_nobody(lambda: list(token_checks({})))
     assert check.state == State.BAD
     assert check.what == f"{token_file} cannot be read: Permission denied"
@@ -208,11 +213,12 @@ def test_a_cache_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_to(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
+def test_a_cache_that_cannot_be_written_to(open_folder: Path) -> None:
+    cache = open_folder / "cache"
     blobs = cache / "models--org--name" / "blobs"
     blobs.mkdir(parents=True)
-    open_to_all(tmp_path)
+    for folder in (blobs, blobs.parent, cache):
+        folder.chmod(0o755)
     cache.chmod(0o555)
     (check,) = as_nobody(lambda: list(cache_checks(cache)))
     assert check.state == State.BAD
@@ -221,7 +227,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path) -> None:
     (blobs / "0").write_bytes(b"weights")
     (check,) = as_nobody(lambda: list(cache_checks(cache)))
     assert check.state == State.WARN  # what is there can be used
-    (tmp_path / "file").touch()
-    (check,) = cache_checks(tmp_path / "file")
+    (open_folder / "file").touch()
+    (check,) = cache_checks(open_folder / "file")
     assert check.state == State.BAD
     assert "Not a directory" in check.what
