@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from zoo.entry import Entry, FilePin, as_record, parse_entry
+from zoo.entry import Entry, FilePin, Signer, as_record, parse_entry
 from zoo.errors import UsageError
 from zoo.files import atomic_write, disk_errors, is_plain_name
 from zoo.settings import NAMESPACE, config_folder, namespace, read_toml
@@ -92,6 +92,8 @@ class Pin(NamedTuple):
     """Null for whatever the default branch holds."""
     files: Mapping[str, FilePin]
     """Of that revision, as far as known."""
+    signer: Signer | None = None
+    """Who must have signed it, whatever the revision; null where the catalog does not say."""
 
     @property
     def source(self) -> str:
@@ -211,8 +213,8 @@ def resolve(source: str) -> Pin | None:
         return None
     if hosted := entry.hosted:
         if revision in ("", hosted.commit):
-            return Pin(hosted.repository, hosted.commit, hosted.files)
-        return Pin(hosted.repository, revision, {})
+            return Pin(hosted.repository, hosted.commit, hosted.files, hosted.signer)
+        return Pin(hosted.repository, revision, {}, hosted.signer)
     if entry.is_ours and (owner := namespace()):
         return Pin(f"{owner}/{name}", revision or None, {})
     raise _nowhere(entry)

@@ -183,20 +183,28 @@ def verify_(
     quick: Annotated[
         bool, typer.Option(help="Believe earlier hashing where size and time are the same.")
     ] = False,
+    signer: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY.pem", help="Public key of who must have signed the files."),
+    ] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check a model's files, offline, against its record and the Hub's listing."""
+    """Check a model's files, offline: its record, the Hub's listing, the publisher's signature."""
     from zoo.hub import pin_of
     from zoo.pull import cached_folder
+    from zoo.signing import signer_from_file
     from zoo.verify import verify_folder
 
+    key = signer_from_file(signer.expanduser()) if signer else None
     folder = Path(model).expanduser()
     if folder.is_dir():
-        verified = verify_folder(folder, quick=quick)
+        verified = verify_folder(folder, signer=key, quick=quick)
     else:
         pin = pin_of(model)
-        verified = verify_folder(cached_folder(pin.source), pins=pin.sha256s, quick=quick)
+        verified = verify_folder(
+            cached_folder(pin.source), pins=pin.sha256s, signer=key or pin.signer, quick=quick
+        )
     _print(verified.as_dict() if json_ else verified.text(), json_)
 
 

@@ -4,7 +4,10 @@ A user's catalog has the same form, so nothing here may lead out of a folder, hi
 terminal, or name a repository that cannot be.
 """
 
+import base64
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
@@ -37,6 +40,9 @@ METRICS = {
 }
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_PEM = re.compile(r"-----BEGIN PUBLIC KEY-----([\w+/=\s]+)-----END PUBLIC KEY-----\s*", re.ASCII)
+# How the DER form of a P-256 key begins; the point follows, 64 bytes.
+_P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 
 
 def _printable(text: str) -> str:
@@ -61,6 +67,24 @@ def _file_names(names: dict[str, Any]) -> dict[str, Any]:
     if odd := [name for name in names if not all(map(is_plain_name, name.split("/")))]:
         raise ValueError(f"not a file of a repository: {odd[0][:80]!r}")
     return names
+
+
+def _key_bytes(pem: str) -> bytes:
+    """The DER form of a public key.  By its shape alone: what checks the point is slow to load."""
+    found = _PEM.fullmatch(pem)
+    try:
+        der = base64.b64decode("".join(found[1].split()), validate=True) if found else b""
+    except ValueError:
+        der = b""
+    if not (der.startswith(_P256) and len(der) == len(_P256) + 64):
+        raise ValueError("not the PEM text of a public EC key on the curve P-256")
+    return der
+
+
+def _public_key(pem: str) -> str:
+    text = base64.encodebytes(_key_bytes(pem)).decode().replace("\n", "")
+    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+    return "\n".join(["-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----", ""])
 
 
 Name = Annotated[str, AfterValidator(_plain)]
@@ -148,6 +172,31 @@ class FilePin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Signer:
+    """Who must have signed a model: the holder of a key, or of a sigstore identity."""
+
+    __pydantic_config__ = _STRICT
+
+    public_key: Annotated[str, Field(max_length=1000), AfterValidator(_public_key)] | None = None
+    """PEM text of an EC key on the curve P-256; the text, never a path to it."""
+    identity: Text | None = None
+    """As in the certificate: an e-mail address, or the URI of a workflow."""
+    issuer: Text | None = None
+    """Who vouched for the identity: the address of an OpenID Connect provider."""
+
+    def __post_init__(self) -> None:
+        key, identity = self.public_key is not None, self.identity is not None
+        if key == identity or identity != (self.issuer is not None):
+            raise ValueError("a signer is a public_key, or an identity with its issuer")
+
+    def text(self) -> str:
+        """The signer in a few words; of a key the sha256 of its DER form, shortened."""
+        if self.public_key is None:
+            return f"{self.identity} (by {self.issuer})"
+        return f"the key {hashlib.sha256(_key_bytes(self.public_key)).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Hosted:
     """Where timm-ready weights are.  Without a commit the model is *not pinned*."""
 
@@ -158,6 +207,8 @@ class Hosted:
     commit: _Hex40 | None = None
     files: Annotated[dict[str, FilePin], AfterValidator(_file_names)] = field(default_factory=dict)
     """Of that commit."""
+    signer: Signer | None = None
+    """Of every commit: without this one's signature over all files the model is refused."""
 
     def __post_init__(self) -> None:
         if self.files and not self.commit:
@@ -165,10 +216,10 @@ class Hosted:
 
     def text(self) -> str:
         """The repository and how firmly it is pinned."""
-        if not self.commit:
-            return f"{self.repository} (not pinned)"
         known = f"sha256 of {len(self.files)} files" if self.files else "no sha256 of its files"
-        return f"{self.repository} at {self.commit[:12]} ({known})"
+        place = f" at {self.commit[:12]} ({known})" if self.commit else " (not pinned)"
+        signed = f", signed by {self.signer.text()}" if self.signer else ""
+        return f"{self.repository}{place}{signed}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,6 +305,11 @@ def parse_entry(name: str, table: Mapping[str, Any]) -> Entry:
     # By way of JSON, whose arrays are tuples to a strict check; NaN is refused field by field.
     text = json.dumps({**table, "name": name}, default=_no_such_value)
     return _ENTRY.validate_json(text)
+
+
+def signer_of_key(pem: str) -> Signer:
+    """The signer that a public key stands for.  Raises ValueError: not PEM, or not P-256."""
+    return Signer(public_key=_public_key(pem))
 
 
 def _no_such_value(value: object) -> NoReturn:

@@ -42,8 +42,8 @@ def pull_model(source: str, **options: Any) -> Pulled:
     """
     pin = pin_of(source)
     if not pin.files:
-        return pull(pin.source, **options)
-    return pull(pin.repository, commit=pin.revision, pins=pin.sha256s, **options)
+        return pull(pin.source, signer=pin.signer, **options)
+    return pull(pin.repository, commit=pin.revision, pins=pin.sha256s, signer=pin.signer, **options)
 
 
 def pin_of(source: str) -> Pin:

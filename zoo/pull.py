@@ -17,10 +17,20 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from zoo.card import read_card
+from zoo.entry import Signer
 from zoo.errors import IntegrityError, NetworkError, UsageError
 from zoo.fetch import Fetcher, ask_commit, ask_listing, progress_bar
 from zoo.files import atomic_folder, disk_errors, require_space, safe_join
 from zoo.hubcache import RepositoryCache
+from zoo.signing import (
+    MOST_BYTES,
+    NOT_JUDGED,
+    SIGNATURE,
+    Signature,
+    check_signature,
+    missing_signature,
+    require_signing,
+)
 from zoo.tree import (
     MOST_FETCHED,
     Entry,
@@ -36,6 +46,7 @@ from zoo.verify import (
     RECORD,
     WEIGHTS,
     matches,
+    remembered_sha256,
     verify_folder,
 )
 from zoo.wire import Patience, Wire
@@ -58,6 +69,8 @@ class Pulled:
     """In the repository, and no type of file that a model needs: not fetched."""
     received: int = 0
     """Bytes over the network."""
+    signature: Signature | None = None
+    """As it was judged; null where no signer is known for the model."""
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,6 +82,7 @@ class Pulled:
             "present": list(self.present),
             "not_fetched": list(self.refused),
             "received_bytes": self.received,
+            "signature": self.signature.as_dict() if self.signature else None,
             "notes": list(self.notes),
         }
 
@@ -80,6 +94,8 @@ class Pulled:
             lines.append(f"here before: {', '.join(self.present)}")
         if self.refused:
             lines.append(f"not fetched: {', '.join(self.refused)} (not a file type of models)")
+        if self.signature:
+            lines.append(f"signed by:   {self.signature.text()}")
         return "\n".join([*lines, *(f"note:        {note}" for note in self.notes)])
 
 
@@ -92,6 +108,7 @@ class _Pull:
     revision: str
     cache: RepositoryCache
     pins: Mapping[str, str]
+    signer: Signer | None
     whole: bool
     patience: Patience
     notes: list[str] = field(default_factory=list)
@@ -102,6 +119,7 @@ def pull(
     *,
     commit: str | None = None,
     pins: Mapping[str, str] | None = None,
+    signer: Signer | None = None,
     whole: bool = True,
     to: Path | None = None,
     offline: bool = False,
@@ -110,9 +128,10 @@ def pull(
     """Bring a model into the standard Hugging Face cache, verified; what is there stays.
 
     source: ``org/name[@revision]``.  commit, pins: what a catalog knows, file name to sha256; they
-    hold where the source names no revision.  whole: every file of a model's types; else what
-    loading needs.  to: also make a plain copy, a new folder.  offline: no request at all.  Raises
-    UsageError, IntegrityError, NetworkError, DiskError.
+    hold where the source names no revision.  signer: who must have signed all the files, whatever
+    the revision.  whole: every file of a model's types; else what loading needs, if no signature
+    has to cover the rest too.  to: also make a plain copy, a new folder.  offline: no request at
+    all.  Raises UsageError, IntegrityError, NetworkError, DiskError.
     """
     name, _, revision = source.partition("@")
     _require_name(source, name, revision)
@@ -122,7 +141,8 @@ def pull(
         revision=revision or commit or constants.DEFAULT_REVISION,
         cache=RepositoryCache(name),
         pins={} if revision else pins or {},
-        whole=whole,
+        signer=signer,
+        whole=whole or signer is not None,
         patience=patience or Patience(),
     )
     with disk_errors(job.cache.folder):
@@ -171,7 +191,8 @@ def _online(job: _Pull) -> Pulled:
         except NetworkError as error:
             if known is None or (pulled := _from_cache(job, known)) is None:
                 raise
-            return replace(pulled, notes=(f"{error.what}: this is commit {known[:12]} again",))
+            note = f"{error.what}: this is commit {known[:12]} again"
+            return replace(pulled, notes=(*pulled.notes, note))
         if known not in {None, commit}:
             job.notes.append(f"{job.revision} has moved from {known} since the last pull")
     pulled = _from_cache(job, commit) or _fetch(job, commit)
@@ -192,7 +213,8 @@ def _from_cache(job: _Pull, commit: str) -> Pulled | None:
     listing, wanted = _choose(job, listing, snapshot / RECORD)
     if not all(matches(snapshot / entry.name, entry) for entry in wanted):
         return None
-    return _done(job, commit, listing, wanted)
+    signature = _judge(job, listing, {entry: snapshot / entry.name for entry in wanted})
+    return _done(job, commit, listing, wanted, signature)
 
 
 def _offline(job: _Pull) -> Pulled:
@@ -208,15 +230,18 @@ def _offline(job: _Pull) -> Pulled:
         raise _not_cached(job.source, where)
     if job.cache.listing(commit) is not None:
         verify_folder(snapshot, pins=job.pins, quick=True)  # names the damaged file
-        if (pulled := _from_cache(replace(job, whole=False), commit)) is None:
+        loading = replace(job, whole=job.signer is not None)
+        if (pulled := _from_cache(loading, commit)) is None:
             raise _not_cached(job.source, where)
         note = "offline: only what loading needs is here"
+    elif job.signer:
+        raise _not_cached(job.source, where)  # what a signature must cover is not known
     else:
         if job.pins:
             verify_folder(snapshot, pins=job.pins, quick=True)
         note = "no listing of the Hub is here: the files were not checked against one"
         pulled = Pulled(source=job.source, commit=commit, folder=snapshot)
-    return replace(pulled, notes=(note,))
+    return replace(pulled, notes=(*pulled.notes, note))
 
 
 def _not_cached(source: str, where: str) -> NetworkError:
@@ -262,6 +287,9 @@ def _fetch(job: _Pull, commit: str) -> Pulled:
     wire = Wire(job.source, job.patience)
     listing = ask_listing(wire, job.name, commit)
     listing = with_witness(listing, job.pins, "the catalog's pin")
+    if job.signer:  # what cannot be judged is not fetched
+        require_signing()
+        _require_signature(job, listing)
     job.cache.prepare()
     # The model's own record first: it may already say that the rest is not worth fetching.
     first = [listing[name] for name in (CONFIG, RECORD) if name in listing]
@@ -276,9 +304,37 @@ def _fetch(job: _Pull, commit: str) -> Pulled:
     require_space(job.cache.blobs, need)
     with progress_bar(sum(entry.size for entry in absent), job.source) as advance:
         fetched |= fetch.all(rest, advance)
+    signature = _judge(job, listing, {entry: job.cache.blob(entry) for entry in wanted})
     job.cache.publish(commit, listing, wanted)
     job.cache.sweep(wanted)
-    return _done(job, commit, listing, wanted, fetched)
+    return _done(job, commit, listing, wanted, signature, fetched)
+
+
+def _require_signature(job: _Pull, listing: Listing) -> None:
+    if job.signer and SIGNATURE not in listing:
+        raise missing_signature(job.signer, job.source)
+    if listing[SIGNATURE].size > MOST_BYTES:
+        raise IntegrityError(
+            f"a signature of {listing[SIGNATURE].size:,} bytes; {MOST_BYTES:,} are the most",
+            where=f"{job.source}: {SIGNATURE}",
+            fix="do not use this source; report it to whoever publishes it",
+        )
+
+
+def _judge(job: _Pull, listing: Listing, paths: Mapping[Entry, Path]) -> Signature | None:
+    """Whether the signer of this model has signed these files, all that a pull fetches of it."""
+    if job.signer is None:
+        if SIGNATURE in listing:
+            job.notes.append(NOT_JUDGED)
+        return None
+    _require_signature(job, listing)
+    return check_signature(
+        {entry.name: remembered_sha256(path) for entry, path in paths.items()},
+        next(path for entry, path in paths.items() if entry.name == SIGNATURE),
+        job.signer,
+        quick=True,
+        where=job.source,
+    )
 
 
 def _done(
@@ -286,6 +342,7 @@ def _done(
     commit: str,
     listing: Listing,
     wanted: list[Entry],
+    signature: Signature | None,
     fetched: Mapping[str, int] | None = None,
 ) -> Pulled:
     fetched = fetched or {}
@@ -297,6 +354,7 @@ def _done(
         present=tuple(entry.name for entry in wanted if entry.name not in fetched),
         refused=tuple(sorted(name for name in listing if not is_fetched(name))),
         received=sum(fetched.values()),
+        signature=signature,
         notes=tuple(job.notes),
     )
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from zoo.card import Card, read_card
+from zoo.entry import Signer
 from zoo.errors import DiskError, IntegrityError, UsageError
 from zoo.files import atomic_json, safe_join, sha256_of
+from zoo.signing import NOT_JUDGED, SIGNATURE, Signature, check_signature, files_of
 from zoo.tree import Entry, Listing, is_commit, read_tree
 
 WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "zoo.json"
@@ -36,6 +38,9 @@ class Verified:
     """The records that were asked."""
     absent: tuple[str, ...] = ()
     """In the repository, and not fetched."""
+    signature: Signature | None = None
+    """As it was judged; null where no signer is known for the model."""
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -44,6 +49,8 @@ class Verified:
             "bytes": self.size,
             "against": list(self.against),
             "absent": list(self.absent),
+            "signature": self.signature.as_dict() if self.signature else None,
+            "notes": list(self.notes),
         }
 
     def text(self) -> str:
@@ -54,7 +61,9 @@ class Verified:
         ]
         if self.absent:
             lines.append(f"not here: {', '.join(self.absent)}")
-        return "\n".join(lines)
+        if self.signature:
+            lines.append(f"signed:   by {self.signature.text()}")
+        return "\n".join([*lines, *(f"note:     {note}" for note in self.notes)])
 
 
 def verify(folder: Path, *, quick: bool = True) -> Card | None:
@@ -81,16 +90,21 @@ def verify(folder: Path, *, quick: bool = True) -> Card | None:
 
 
 def verify_folder(
-    folder: Path, *, pins: Mapping[str, str] | None = None, quick: bool = False
+    folder: Path,
+    *,
+    pins: Mapping[str, str] | None = None,
+    signer: Signer | None = None,
+    quick: bool = False,
 ) -> Verified:
     """Check a model folder, in the Hub's cache or anywhere, against every record there is.
 
-    pins: file name to sha256, from a catalog.  quick: believe earlier hashing where size, time and
-    inode are the same.  Raises IntegrityError that names every differing file, and UsageError
-    where there is nothing to check against.
+    pins: file name to sha256, from a catalog.  signer: who must have signed all the files.  quick:
+    believe earlier hashing where size, time and inode are the same.  Raises IntegrityError that
+    names every differing file, and UsageError where there is nothing to check against, or a
+    signature and not the extra ``sign``.
     """
     expected, against, listing = _witnesses(folder, pins)
-    if not expected:
+    if not expected and signer is None:
         raise UsageError(
             "there is nothing to check this folder against",
             where=f"{folder}: no {RECORD}, no listing of a pull, no pin in the catalog",
@@ -109,13 +123,30 @@ def verify_folder(
             size += path.stat().st_size
     if differing:
         raise _differ(folder, f"{' and '.join(against)} say{'s' * (len(against) == 1)}", differing)
+    signature = _judge(folder, signer, expected, quick=quick) if signer else None
+    covered = set(signature.files if signature else ())
+    size += sum((folder / name).stat().st_size for name in covered - expected.keys())
+    not_judged = signer is None and (folder / SIGNATURE).is_file()
     return Verified(
         folder=folder,
-        files=tuple(sorted(expected)),
+        files=tuple(sorted(covered | expected.keys())),
         size=size,
-        against=tuple(against),
+        against=(*against, SIGNATURE) if signature else tuple(against),
         absent=tuple(sorted(set(listing or ()) - set(expected))),
+        signature=signature,
+        notes=(NOT_JUDGED,) if not_judged else (),
     )
+
+
+def _judge(
+    folder: Path, signer: Signer, expected: Mapping[str, list[Entry | str]], *, quick: bool
+) -> Signature:
+    """Whether the signer has signed the files of a folder, which are what was expected of them."""
+    digests = {
+        name: _sha256(path, expected.get(name, []), quick=quick)
+        for name, path in files_of(folder).items()
+    }
+    return check_signature(digests, folder / SIGNATURE, signer, where=str(folder))
 
 
 def _witnesses(
@@ -194,6 +225,13 @@ def _fault(path: Path, witnesses: list[Entry | str], *, quick: bool) -> str | No
     return None
 
 
+def _sha256(path: Path, witnesses: list[Entry | str], *, quick: bool) -> str:
+    """Of a file that was found to be what its witnesses say; hashed again where none says it."""
+    known = {w if isinstance(w, str) else w.lfs_sha256 or w.sha256 for w in witnesses}
+    digest = next(filter(None, known), None)
+    return digest or (remembered_sha256 if quick else sha256_of)(path)
+
+
 def _both_digests(path: Path, size: int) -> tuple[str, str]:
     sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as file:
@@ -218,7 +256,8 @@ def _strangers(folder: Path, listing: Listing) -> list[str]:
     found = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     names = (path.relative_to(folder).as_posix() for path in found)
     own = LOCAL_TREES.parent.as_posix() + "/"
-    return sorted(name for name in names if name not in listing and not name.startswith(own))
+    known = {*listing, SIGNATURE}  # whoever has a copy may sign it
+    return sorted(name for name in names if name not in known and not name.startswith(own))
 
 
 def _differ(folder: Path, says: str, differing: list[str]) -> IntegrityError:

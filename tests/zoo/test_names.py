@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from signed import SIGNER
 
 import zoo.catalog
 import zoo.hub
 import zoo.settings
-from zoo.catalog import Catalog, add_to_user_catalog, folder_here, load_catalog, resolve
+from zoo.catalog import Catalog, Pin, add_to_user_catalog, folder_here, load_catalog, resolve
 from zoo.entry import Figure, FilePin, Hosted, parse_entry
 from zoo.errors import DiskError, UsageError
 from zoo.files import is_plain_name
@@ -65,7 +66,7 @@ def test_our_models_are_in_the_namespace(
     tagged = resolve("tinymim-vit-s@v1")
     assert tagged
     assert tagged.source == f"{owner}/tinymim-vit-s@v1"
-    assert resolve("mae-vit-l") == ("timm/vit_large_patch16_224.mae", None, {})
+    assert resolve("mae-vit-l") == Pin("timm/vit_large_patch16_224.mae", None, {})
 
 
 def test_without_a_namespace_the_error_says_what_to_do(settings: Path) -> None:
@@ -131,9 +132,9 @@ def test_a_pin_goes_with_its_commit_only(settings: Path) -> None:
     pin = f'{{repository = "me/mine", commit = "{COMMIT}", '
     pin += f'files = {{"model.safetensors" = {{sha256 = "{SHA256}", size = 9}}}}}}'
     overlay(settings, MINE.replace('{repository = "me/mine"}', pin))
-    pinned = ("me/mine", COMMIT, {"model.safetensors": FilePin(sha256=SHA256, size=9)})
+    pinned = Pin("me/mine", COMMIT, {"model.safetensors": FilePin(sha256=SHA256, size=9)})
     assert resolve("mine") == resolve(f"mine@{COMMIT}") == pinned
-    assert resolve("mine@main") == ("me/mine", "main", {})
+    assert resolve("mine@main") == Pin("me/mine", "main", {})
 
 
 names = st.text(min_size=1, max_size=12) | st.text("./\\:@ -_aA0\0\n~$", min_size=1, max_size=12)
@@ -168,7 +169,7 @@ def test_a_user_adds_and_replaces(settings: Path) -> None:
     catalog = overlay(settings, MINE + pinned)
     assert not catalog.problems
     assert [e.name for e in catalog.lineage(catalog.find("mine"))] == ["mine", "mae-vit-l"]
-    assert resolve("mae-vit-l") == ("me/copy", COMMIT, {})
+    assert resolve("mae-vit-l") == Pin("me/copy", COMMIT, {})
     assert catalog.models["mae-vit-l"].figures == SHIPPED.models["mae-vit-l"].figures
     assert {k: v for k, v in catalog.models.items() if k not in ("mine", "mae-vit-l")} == {
         k: v for k, v in SHIPPED.models.items() if k != "mae-vit-l"
@@ -177,18 +178,20 @@ def test_a_user_adds_and_replaces(settings: Path) -> None:
 
 def test_the_examples_of_the_docs_are_right(settings: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "catalog.md").read_text()
-    config, models, pin = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    config, models, pin, signer = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (settings / "config.toml").write_text(config)
     pin = pin.replace("…40 hex digits…", COMMIT).replace("…64 hex digits…", SHA256)
-    catalog = overlay(settings, models + pin, form="")
+    signer = signer.replace("…", "\n".join(str(SIGNER.public_key).splitlines()[1:-1]))
+    catalog = overlay(settings, models + pin + signer, form="")
     assert not catalog.problems
     assert catalog.find("my-vit").state == "hosted"
     assert catalog.find("mae-vit-l").hosted == Hosted(
         repository="timm/vit_large_patch16_224.mae",
         commit=COMMIT,
         files={"model.safetensors": FilePin(sha256=SHA256)},
+        signer=SIGNER,
     )
-    assert resolve("tinymim-vit-s") == ("my-org/tinymim-vit-s", None, {})
+    assert resolve("tinymim-vit-s") == Pin("my-org/tinymim-vit-s", None, {})
 
 
 BROKEN_FILES = {
