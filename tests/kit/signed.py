@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from pulls import REPOSITORY
+from pulls import FILES, REPOSITORY
 
 from zoo.entry import Signer, signer_of_key
 from zoo.signing import SIGNATURE, sign_folder
@@ -68,7 +68,8 @@ def write_catalog(settings: Path, signer: Signer | None = SIGNER, commit: str = 
         who = f'signer = {{public_key = """{signer.public_key}"""}}'
     elif signer:
         who = f'signer = {{identity = "{signer.identity}", issuer = "{signer.issuer}"}}'
-    pin = f'commit = "{commit}"' if commit else ""
+    known = f'files = {{"config.json" = {{sha256 = "{digests(FILES)["config.json"]}"}}}}'
+    pin = f'commit = "{commit}"\n{known}' if commit else ""
     (settings / "catalog.toml").write_text(
         f"""format = 1
 [models.mine]

@@ -108,6 +108,18 @@ def test_offline_and_not_all_here(good: Files, hub: FakeHub, settings: Path) -> 
     assert zoo(["verify", "mine"]) == Exit.INTEGRITY
     assert zoo(["pull", "mine"]) == 0
     assert zoo(["verify", "mine"]) == 0
+    for listing in folder.parents[1].glob("trees/*"):
+        listing.unlink()
+    assert zoo(["pull", "mine", "--offline"]) == Exit.NETWORK
+
+
+def test_whoever_has_a_copy_may_sign_it(hub: FakeHub, tmp_path: Path) -> None:
+    copy = fetch(to=tmp_path / "copy").folder
+    (tmp_path / "key.pub.pem").write_text(public(KEY))
+    signer = ["--signer", str(tmp_path / "key.pub.pem")]
+    assert zoo(["verify", str(copy), *signer]) == Exit.INTEGRITY
+    sign_folder(copy, key_file(tmp_path, KEY))
+    assert zoo(["verify", str(copy), *signer]) == 0
 
 
 def test_nothing_passes_for_want_of_the_library(
