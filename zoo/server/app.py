@@ -48,6 +48,7 @@ def _read(reading: Reading) -> list[Route]:
         _route("GET", _ONE, reading.model),
         _route("GET", _ONE + "/revision/{revision}", reading.model),
         _route("GET", _ONE + "/auth-check", reading.auth_check),
+        _route("GET", _ONE + "/auth-check/write", reading.auth_check),
         _route("GET", _ONE + "/tree/{revision}", reading.tree),
         _route("GET", _ONE + "/tree/{revision}/{path:path}", reading.tree),
         _route("POST", _ONE + "/paths-info/{revision}", reading.paths_info),

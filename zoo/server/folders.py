@@ -83,8 +83,10 @@ class Shelf:
     def refresh_all(self) -> Found:
         """Look at every model.  Raises DiskError."""
         found = find_models(self.folder)
-        for name, model in found.models.items():
+        for name, model in list(found.models.items()):
             self._publish(name, model)
+            if not any(state.name == name for state in self.history.states()):
+                found.skipped[found.models.pop(name)] = "it cannot be read, or changes all the time"
         return found
 
     def refresh(self, name: str) -> bool:
@@ -102,7 +104,7 @@ class Shelf:
             if _same(self.history, name, seen):
                 return  # another request was quicker
             # What changes or goes meanwhile is looked at again by the next request.
-            with suppress(IntegrityError, FileNotFoundError):
+            with suppress(IntegrityError, OSError):
                 blobs = self.history.blobs
                 files = {path: blobs.copy(path, model / path) for path in seen}
                 self.history.publish(name, files, seen)

@@ -8,11 +8,11 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from huggingface_hub.errors import HFValidationError
@@ -28,6 +28,7 @@ MAIN = "main"
 LOCAL = "local"
 """The namespace of what has none, and the name of the one user."""
 
+_T = TypeVar("_T")
 _REF = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*", re.ASCII)
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
@@ -93,9 +94,10 @@ def check_path(path: str) -> str:
     """``path`` again, if it is a file's name inside a repository, or RefusedError."""
     try:
         safe_join(Path("/repository"), path)
+        bad = ".git" in path.lower().split("/") or len(path.encode()) > 1000
     except (IntegrityError, ValueError, OSError):
-        raise RefusedError(400, f"not a file's name: {path!r}") from None
-    if ".git" in path.lower().split("/") or len(path.encode()) > 1000:
+        bad = True
+    if bad:
         raise RefusedError(400, f"not a file's name: {path!r}")
     return path
 
@@ -297,7 +299,7 @@ class History:
         return _commit(digest, record)
 
     def _read_commit(self, name: str, commit: str) -> Commit:
-        return _commit(commit, _read_json(self._commit_path(name, commit)))
+        return _read(self._commit_path(name, commit), lambda record: _commit(commit, record))
 
 
 def _apply(files: dict[str, StoredFile], operation: Put | Delete, commit: str) -> None:
@@ -328,13 +330,13 @@ def _commit(commit: str, record: Mapping[str, Any]) -> Commit:
 
 
 def _read_state(path: Path) -> State:
-    return State(**_read_json(path))
+    return _read(path, lambda record: State(**record))
 
 
-def _read_json(path: Path) -> Any:
+def _read(path: Path, of: Callable[[Any], _T]) -> _T:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return of(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(
             f"the server's history cannot be read: {error}",
             where=str(path),

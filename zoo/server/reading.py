@@ -80,7 +80,7 @@ class Reading:
         return JSONResponse(self._info(state, commit, blobs=blobs))
 
     def auth_check(self, request: Request) -> Response:
-        self.access.repository(request)
+        self.access.repository(request, write=request.scope["path"].endswith("/write"))
         return JSONResponse({})
 
     def tree(self, request: Request) -> Response:
@@ -143,6 +143,8 @@ class Reading:
         file = commit.files.get(path)
         if file is None:
             raise no_entry(path, commit.id)
+        if not self.history.blobs.has(file.sha256, file.size):
+            raise RefusedError(500, f"{path} is missing in the server's store")
         headers = {"X-Repo-Commit": commit.id, "ETag": f'"{file.etag}"'}
         if file.lfs:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}

@@ -8,7 +8,9 @@ class RefusedError(Exception):
         self, status: int, message: str, *, code: str = "", commit: str = "", url: str = ""
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.code = status, code
+        # A name from outside, as it may be repeated here, can be more than UTF-8 can say.
+        self.message = message.encode("utf-8", "backslashreplace").decode()
         self.commit = commit
         """For a missing file: the commit that lacks it."""
         self.url = url

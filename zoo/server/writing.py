@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -106,11 +107,13 @@ class Writing:
         sha256, size = self.access.require_signature(request)
         if request.headers.get("content-length", str(size)) != str(size):
             raise RefusedError(400, f"{size:,} bytes were announced")
-        with self.history.blobs.incoming(sha256=sha256, size=size) as file:
+        with ExitStack() as stack:
+            file = stack.enter_context(self.history.blobs.incoming(sha256=sha256, size=size))
             async for block in _blocks(request):
                 if file.size + len(block) > size:
                     raise RefusedError(400, f"{size:,} bytes were announced")
                 await run_in_threadpool(file.write, block)
+            await run_in_threadpool(stack.close)  # waits for the disk; others need not
         return Response(status_code=200)
 
     async def lfs_verify(self, request: Request) -> Response:
@@ -129,11 +132,11 @@ class Writing:
         header: dict[str, Any] = {}
         operations: list[Put | Delete] = []
         async for line in _lines(request):
-            key, value = _commit_line(line)
-            if key == "header":
-                header = value
+            change = await run_in_threadpool(self._change_of, line)
+            if isinstance(change, dict):
+                header = change
             else:
-                operations.append(await run_in_threadpool(self._operation, key, value))
+                operations.append(change)
             if len(operations) > _MOST_FILES:
                 raise RefusedError(413, f"more than {_MOST_FILES:,} changes at once")
         if not isinstance(header.get("summary"), str) or not header["summary"].strip():
@@ -143,8 +146,8 @@ class Writing:
             state.name,
             parameter(request, "revision"),
             operations,
-            title=header["summary"],
-            message=str(header.get("description") or ""),
+            title=_text(header["summary"]),
+            message=_text(str(header.get("description") or "")),
             parent=header.get("parentCommit"),
         )
         return JSONResponse(
@@ -185,7 +188,11 @@ class Writing:
 
         return await run_in_threadpool(work)
 
-    def _operation(self, key: str, value: dict[str, Any]) -> Put | Delete:
+    def _change_of(self, line: bytes) -> Put | Delete | dict[str, Any]:
+        """What a line of a commit asks for, its bytes kept; or the commit's header."""
+        key, value = _commit_line(line)
+        if key == "header":
+            return value
         path = value.get("path")
         if not isinstance(path, str):
             raise RefusedError(400, "a change without a path")
@@ -244,6 +251,10 @@ def _commit_line(line: bytes) -> tuple[str, dict[str, Any]]:
     if not isinstance(key, str) or not isinstance(value, dict):
         raise RefusedError(400, "a line that is no change")
     return key, value
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # JSON can spell what no file can hold
 
 
 def _content(value: dict[str, Any]) -> bytes:
