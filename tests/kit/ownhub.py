@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from zoo.server.access import Access
 from zoo.server.app import create_app
 from zoo.server.folders import Shelf, store_of
 from zoo.server.history import History
+from zoo.server.start import bind
 
 CANARY = "hf_canary0123456789canary0123456789abcd"
 
@@ -44,9 +44,7 @@ class OwnHub:
             private=private,
             page=page,
         )
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
-        # asyncio does so only for sockets that it made itself: without it each answer takes 40 ms.
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = bind("127.0.0.1", 0)
         self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             self._interfered(create_app(self.access)),

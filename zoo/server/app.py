@@ -22,6 +22,7 @@ log = logging.getLogger("zoo.server")
 
 _Endpoint = Callable[[Request], Response | Awaitable[Response]]
 _ONE = "/api/models/{org}/{name}"
+_OTHER_KINDS = tuple(f"{api}/{kind}/" for api in ("", "/api") for kind in ("datasets", "spaces"))
 _LFS = "/{org}/{name}.git/info/lfs/objects"
 
 
@@ -94,7 +95,9 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return await _refused(request, RefusedError(error.status_code, error.detail))
+    of_another_kind = request.url.path.startswith(_OTHER_KINDS)
+    code = "RepoNotFound" if of_another_kind else ""
+    return await _refused(request, RefusedError(error.status_code, error.detail, code=code))
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -25,31 +25,41 @@ LICENSES = frozenset(
 )
 _TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link", "model_name")
 _LISTS = ("tags", "datasets", "metrics", "language", "base_model")
-_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+_MOST_DEPTH = 32
 
 
 def metadata(readme: str) -> dict[str, Any]:
     """The front matter, as JSON can say it; empty where there is none.  Raises ValueError."""
-    block = _FRONT.match(readme)
+    block = _FRONT.match(readme[: 2 * MOST_BYTES])
     if not block:
         return {}
     if len(block[1].encode()) > MOST_BYTES:
         raise ValueError(f"the metadata is longer than {MOST_BYTES:,} bytes")
     try:
-        # A few lines of aliases can stand for more than any memory holds.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block[1])):
-            raise ValueError("the metadata uses YAML aliases")
+        _require_plain(block[1])
         value = yaml.safe_load(block[1])
         value = {} if value is None else json.loads(json.dumps(value, default=str, allow_nan=False))
     except yaml.YAMLError as error:
         raise ValueError(f"the metadata is not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ValueError("the metadata is nested too deeply") from None
     except TypeError:
         raise ValueError("the metadata has a key that is no text") from None
     if not isinstance(value, dict):
         raise ValueError("the metadata is not a mapping of names to values")
     return value
+
+
+def _require_plain(text: str) -> None:
+    # A few lines of aliases can stand for more than any memory holds, and some thousands of
+    # brackets take the parser minutes.
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("the metadata uses YAML aliases")
+        if depth > _MOST_DEPTH:
+            raise ValueError("the metadata is nested too deeply")
 
 
 def check(readme: str) -> tuple[list[str], list[str]]:

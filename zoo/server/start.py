@@ -85,7 +85,7 @@ class Server:
         from zoo.server.history import History
 
         _require_folder(folder)
-        self._socket = _bind(host, port)
+        self._socket = bind(host, port)
         try:
             token, place = _token(token_file, store_of(folder) / "token")
             self._history = History(store_of(folder))
@@ -182,10 +182,12 @@ def _require_models(folder: Path, models: Mapping[str, Path], pushed: set[str]) 
         )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens.  Raises UsageError."""
     try:
+        # With the protocol: asyncio sends small answers at once only where a socket says TCP.
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
