@@ -8,7 +8,10 @@ PYTEST := $(BIN)/python -m pytest
 # How many kill -9 trials `make soak` runs (single process; a quarter as many with two ranks).
 KILLS ?= 20
 
-.PHONY: demo test soak test-gpu test-network lint format lock bench clean help
+# A Hub server that is not ours, in an environment of its own.
+OLAH   := .venv-olah
+
+.PHONY: demo test soak test-gpu test-network test-olah lint format lock bench clean help
 
 help:
 	@echo "make demo          train a teacher and a student on drawn images and open the results page"
@@ -16,6 +19,7 @@ help:
 	@echo "make soak          the long tests (KILLS=$(KILLS) kill -9 trials)"
 	@echo "make test-gpu      the tests that need a CUDA device"
 	@echo "make test-network  the tests that need the real Hugging Face Hub"
+	@echo "make test-olah     pulls from olah, an independent Hub server"
 	@echo "make lint          ruff and pyright          make format  apply ruff's format"
 	@echo "make bench         the benchmarks            make lock    pin the dependencies anew"
 
@@ -43,6 +47,14 @@ test-gpu: $(READY)
 test-network: $(READY)
 	$(PYTEST) -m network
 
+$(OLAH)/.ready: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLAH)
+	VIRTUAL_ENV=$(OLAH) $(BIN)/uv pip install --quiet olah==0.5.4
+	@touch $@
+
+test-olah: $(OLAH)/.ready
+	TINYZOO_OLAH=$(OLAH)/bin/olah-cli $(PYTEST) -m olah
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -60,4 +72,4 @@ lock:
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > bootstrap.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLAH) .pytest_cache .ruff_cache .hypothesis

@@ -234,9 +234,8 @@ def serve(
     server = Server(
         folder, host=host, port=port, token_file=token_file, private=private, verbose=verbose
     )
-    _print(server.served.as_dict() if json_ else server.served.text(), json_)
-    sys.stdout.flush()
-    server.run()
+    said = server.served.as_dict() if json_ else server.served.text()
+    server.run(ready=lambda: (_print(said, json_), sys.stdout.flush()))
 
 
 @app.command()

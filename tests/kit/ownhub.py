@@ -1,12 +1,15 @@
 """The project's own Hub, as ``zoo serve`` runs it, in a thread of the tests: pull and push."""
 
 import contextlib
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import huggingface_hub
 import pytest
 import uvicorn
@@ -44,6 +47,7 @@ class OwnHub:
             private=private,
             page=page,
         )
+        self._client = httpx2.Client(verify=False)  # the system's certificates take their time
         self._socket = bind("127.0.0.1", 0)
         self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
@@ -70,8 +74,14 @@ class OwnHub:
         self._server.should_exit = True
         if threading.current_thread() is not self._thread and self._thread.is_alive():
             self._thread.join()
+            self._client.close()
             self._socket.close()
             self.history.close()
+
+    def raw(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """A request that no well-behaved client makes; with the token, if no headers are given."""
+        headers = options.pop("headers", {"Authorization": f"Bearer {self.token}"})
+        return self._client.request(method, self.endpoint + path, headers=headers, **options)
 
     def _interfered(self, app: ASGIApp) -> ASGIApp:
         async def outer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,6 +105,20 @@ def own_hub(
         yield hub
     finally:
         hub.stop()
+
+
+def additions(files: dict[str, bytes]) -> list[huggingface_hub.CommitOperationAdd]:
+    """The files of a commit."""
+    return [
+        huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=data)
+        for name, data in files.items()
+    ]
+
+
+def commit_lines(*changes: tuple[str, dict[str, Any]]) -> bytes:
+    """The body of a commit, made by hand."""
+    lines = [("header", {"summary": "by hand"}), *changes]
+    return b"".join(json.dumps({"key": k, "value": v}).encode() + b"\n" for k, v in lines)
 
 
 def use_client(monkeypatch: pytest.MonkeyPatch, hub: OwnHub, cache: Path) -> huggingface_hub.HfApi:

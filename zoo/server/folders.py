@@ -6,13 +6,13 @@ run folder stands for the model in its ``export/``.  No link is followed.
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from zoo.errors import IntegrityError
-from zoo.server.history import LOCAL, History, check_name, check_path
+from zoo.server.history import LOCAL, History, Seen, check_name, check_path
 from zoo.server.refusal import RefusedError
 from zoo.tree import is_fetched
 
@@ -20,8 +20,6 @@ STORE = ".zoo-serve"
 _CONFIG, _RECIPE, _EXPORT = "config.json", "recipe.json", "export"
 _TRAINING = {"checkpoints"}
 _OPTIMIZER = ("optimizer", "optim", "average")
-
-Seen = Mapping[str, Sequence[int]]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,8 +109,7 @@ class Shelf:
 
 
 def _same(history: History, name: str, seen: Seen) -> bool:
-    before = {state.name: state.seen for state in history.states()}.get(name)
-    return before is not None and {k: tuple(v) for k, v in before.items()} == seen
+    return any(state.name == name and state.seen == seen for state in history.states())
 
 
 def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:

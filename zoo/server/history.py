@@ -28,6 +28,7 @@ MAIN = "main"
 LOCAL = "local"
 """The namespace of what has none, and the name of the one user."""
 
+Seen = Mapping[str, tuple[int, ...]]
 _T = TypeVar("_T")
 _REF = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*", re.ASCII)
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
@@ -58,7 +59,7 @@ class State:
     tags: Mapping[str, str] = field(default_factory=dict)
     pushed: bool
     """Made by a push, not found as a folder: it stays when there is no such folder."""
-    seen: Mapping[str, Sequence[int]] | None = None
+    seen: Seen | None = None
     """What the folder held when it last became a commit: name to size, time, inode."""
 
 
@@ -210,9 +211,7 @@ class History:
             self._set(replace(state, branches=branches, pushed=True))
             return commit
 
-    def publish(
-        self, name: str, files: Mapping[str, StoredFile], seen: Mapping[str, Sequence[int]]
-    ) -> Commit:
+    def publish(self, name: str, files: Mapping[str, StoredFile], seen: Seen) -> Commit:
         """What a folder holds becomes the tip of ``main``."""
         with self.lock:
             state = self._states.get(name)
@@ -330,7 +329,11 @@ def _commit(commit: str, record: Mapping[str, Any]) -> Commit:
 
 
 def _read_state(path: Path) -> State:
-    return _read(path, lambda record: State(**record))
+    def state(record: Any) -> State:
+        seen = record["seen"] and {name: tuple(status) for name, status in record["seen"].items()}
+        return State(**{**record, "seen": seen})
+
+    return _read(path, state)
 
 
 def _read(path: Path, of: Callable[[Any], _T]) -> _T:

@@ -23,7 +23,7 @@ class RefusedError(Exception):
         line = "".join(c if c.isprintable() else " " for c in line)
         values = {
             "X-Error-Code": self.code,
-            "X-Error-Message": line[:500],
+            "X-Error-Message": line[:500].strip(),
             "X-Repo-Commit": self.commit,
         }
         return {key: value for key, value in values.items() if value}

@@ -6,7 +6,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ LOOPBACK = "127.0.0.1"
 _STOP_SECONDS = 3
 """For requests under way, when the server is told to stop."""
 _IDLE_SECONDS = 75
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _EVERYWHERE = {"0.0.0.0", "::"}
 
 
@@ -112,8 +113,11 @@ class Server:
             warnings=_warnings(host),
         )
 
-    def run(self) -> None:
-        """Answer until Ctrl-C or SIGTERM; both are the usual end of a server."""
+    def run(self, ready: Callable[[], object] = lambda: None) -> None:
+        """Answer until Ctrl-C or SIGTERM; both are the usual end of a server.
+
+        ready: called once a signal would end it well.
+        """
         import uvicorn
 
         if self._verbose:
@@ -131,10 +135,16 @@ class Server:
             timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
-        # uvicorn stops on these, and then sends them once more to whoever listened before.
-        before = {number: signal.signal(number, _ignore) for number in _STOPS}
+        server = uvicorn.Server(config)
+
+        def stop(number: int, frame: object) -> None:
+            server.should_exit = True
+
+        # For what comes before uvicorn listens for signals, and after: it repeats what it caught.
+        before = {number: signal.signal(number, stop) for number in _STOPS}
         try:
-            uvicorn.Server(config).run(sockets=[self._socket])
+            ready()
+            server.run(sockets=[self._socket])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -144,13 +154,6 @@ class Server:
         """Give back the port and the folder."""
         self._socket.close()
         self._history.close()
-
-
-_STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _ignore(number: int, frame: object) -> None:
-    """Already stopped."""
 
 
 def _require_extra() -> None:
