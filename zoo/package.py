@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from zoo.card import TEACHER, Card, FileRecord
 from zoo.catalog import folder_here
+from zoo.entry import Signer
 from zoo.errors import IntegrityError, UsageError
 from zoo.files import atomic_json, atomic_write, disk_errors, sha256_of
 from zoo.layout import read_layout
@@ -25,13 +26,13 @@ from zoo.licenses import KNOWN, NOT_STATED, publishable
 from zoo.page import Publication, readme
 from zoo.scores import scores_of
 from zoo.settings import is_namespace, is_repository
+from zoo.signing import SIGNATURE, sign_folder
 from zoo.tensors import read_shapes, read_tensors, require_finite
 from zoo.tree import MOST_FETCHED, is_fetched
 from zoo.verify import CONFIG, RECORD, WEIGHTS, verify
 
 PAGE = "README.md"
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,59}")
-_SIGNATURE = "model.sig"
 _TEXTS = {".json", ".md", ".txt", ".svg", ""}
 _EXTRA = {".md", ".txt", ".svg", ".png"}
 _LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
@@ -55,6 +56,8 @@ class Terms:
     """Markdown for the page."""
     results: Path = Path("results")
     """Where ``zoo eval`` wrote."""
+    sign: Path | None = None
+    """The private key to sign with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,8 @@ class Package:
     license: str
     parameters: int
     files: dict[str, FileRecord]
+    signer: Signer | None = None
+    """Who signed; null for nobody."""
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,6 +85,7 @@ class Package:
                 for name, file in self.files.items()
             },
             "scores": len(self.card.scores),
+            "signer": self.signer.text() if self.signer else None,
             "notes": list(self.notes),
         }
 
@@ -95,6 +101,7 @@ class Package:
                 f"{self.card.name} → {self.terms.repository}, licence {self.license}, "
                 f"{len(self.card.scores)} score{'s' * (len(self.card.scores) != 1)}",
                 *lines,
+                *([f"signed by {self.signer.text()}"] if self.signer else []),
                 *(f"note: {note}" for note in self.notes),
             ]
         )
@@ -113,6 +120,7 @@ def terms_of(
     base_model: str | None = None,
     about: Path | None = None,
     results: Path = Path("results"),
+    sign: Path | None = None,
 ) -> Terms:
     """The publisher's words, checked.  about: a Markdown file.  Raises UsageError."""
     for text, what in [(repository, "--repo"), (base_model, "--base-model")]:
@@ -151,6 +159,7 @@ def terms_of(
         base_model=base_model,
         about=words,
         results=results,
+        sign=sign,
     )
 
 
@@ -206,15 +215,15 @@ def packed(source: str, terms: Terms) -> Iterator[Package]:
         with disk_errors(place):
             card = _write(folder, place, names, card, terms, parameters)
         _require_no_leaks(place)
-        record = place / RECORD
-        recorded = FileRecord(sha256=sha256_of(record), size=record.stat().st_size)
+        signer = sign_folder(place, terms.sign) if terms.sign else None
         yield Package(
             folder=place,
             terms=terms,
             card=card,
             license=license_,
             parameters=parameters,
-            files={**card.files, RECORD: recorded},
+            files=_records(place),
+            signer=signer,
             notes=(*skipped, *_notes(card, names, terms)),
         )
 
@@ -224,7 +233,7 @@ def _require_known_files(folder: Path) -> list[str]:
     names, refused = [], []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name == ".cache" or name.startswith(".cache/huggingface") or name == _SIGNATURE:
+        if name == ".cache" or name.startswith(".cache/huggingface") or name == SIGNATURE:
             continue  # of a pull: what it noted, and a signature over other files than these
         if path.is_symlink():
             refused.append(f"{name} is a link")
@@ -324,11 +333,14 @@ def _write(
     return card
 
 
+def record_of(path: Path) -> FileRecord:
+    """What a file holds."""
+    return FileRecord(sha256=sha256_of(path), size=path.stat().st_size)
+
+
 def _records(place: Path) -> dict[str, FileRecord]:
     return {
-        path.relative_to(place).as_posix(): FileRecord(
-            sha256=sha256_of(path), size=path.stat().st_size
-        )
+        path.relative_to(place).as_posix(): record_of(path)
         for path in sorted(place.rglob("*"))
         if path.is_file()
     }

@@ -17,7 +17,9 @@ def entry_of(package: Package, commit: str) -> Entry:
     """
     name = package.terms.repository.partition("/")[2]
     pins = {file: FilePin(sha256=r.sha256, size=r.size) for file, r in package.files.items()}
-    hosted = Hosted(repository=package.terms.repository, commit=commit, files=pins)
+    hosted = Hosted(
+        repository=package.terms.repository, commit=commit, files=pins, signer=package.signer
+    )
     card = package.card
     licenses = Licenses(code=card.licenses.get("code", "not stated"), weights=package.license)
     network = _network(package)

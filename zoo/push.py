@@ -7,12 +7,13 @@ is finished by the same command.
 import contextlib
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's, as it uses
@@ -22,9 +23,11 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from zoo.catalog import add_to_user_catalog
 from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError, ZooError
 from zoo.fetch import ask_commit, ask_listing
-from zoo.package import Package
+from zoo.files import atomic_write
+from zoo.package import Package, record_of
 from zoo.published import entry_of
-from zoo.tree import Listing
+from zoo.signing import SIGNATURE, check_signature
+from zoo.tree import Listing, is_fetched
 from zoo.verify import matches
 from zoo.wire import RETRIED, Patience, TransientError, Wire
 
@@ -111,7 +114,10 @@ def push(
             size=sum(file.size for file in package.files.values()),
         )
         marker = job.wire.persist(lambda _: _marked(job, commit), job.wire.endpoint)
+    others = _others(job, ask_listing(job.wire, job.name, commit))
     catalog, notes = _remember(job, commit)
+    if others:
+        notes += (f"the repository also holds {', '.join(others[:10])}: left as they are",)
     return Pushed(
         repository=job.name,
         commit=commit,
@@ -163,14 +169,19 @@ def _published(job: _Push) -> tuple[str, tuple[str, ...]]:
     """The commit that holds every file of the package, and which had to be sent for it."""
     with _meaning(job):
         head = ask_commit(job.wire, job.name, _MAIN)
-        missing = _differing(job, ask_listing(job.wire, job.name, head))
+        listing = ask_listing(job.wire, job.name, head)
+        _require_covered(job, listing)
+        _keep_signature(job, head, listing)
+        missing = _differing(job, listing)
         _require_tag_free(job, head, missing)
         if not missing:
             return head, ()
         folder = job.package.folder
+        changes = [CommitOperationAdd(name, folder / name) for name in missing]
+        stale = {SIGNATURE} & listing.keys() - job.package.files.keys()
         made = job.api.create_commit(
             job.name,
-            [CommitOperationAdd(name, folder / name) for name in missing],
+            [*changes, *map(CommitOperationDelete, stale)],
             commit_message=f"{job.package.card.name} ({job.package.card.digest[:12]})",
             parent_commit=head,
         )
@@ -182,6 +193,35 @@ def _published(job: _Push) -> tuple[str, tuple[str, ...]]:
             fix="do not use this commit: it has no tag; push again, or ask the Hub",
         )
     return made.oid, tuple(missing)
+
+
+def _others(job: _Push, listing: Listing) -> list[str]:
+    """What the repository holds beside the package, and a pull would fetch."""
+    known = {*job.package.files, SIGNATURE, ".gitattributes"}
+    return sorted(name for name in listing if is_fetched(name) and name not in known)
+
+
+def _require_covered(job: _Push, listing: Listing) -> None:
+    if job.package.signer and (others := _others(job, listing)):
+        raise UsageError(
+            "the repository holds files that the signature would not cover: pulls would refuse it",
+            where=f"{job.name}: {', '.join(others[:10])}",
+            fix="remove them there, put them into the model folder, or choose another --repo",
+        )
+
+
+def _keep_signature(job: _Push, head: str, listing: Listing) -> None:
+    """A signature differs each time it is made: one that is there, and right, stays."""
+    signer, files = job.package.signer, job.package.files
+    if signer is None or SIGNATURE not in listing or _differing(job, listing) != [SIGNATURE]:
+        return
+    with tempfile.TemporaryDirectory() as temp:
+        there = job.api.hf_hub_download(job.name, SIGNATURE, revision=head, local_dir=temp)
+        digests = {name: file.sha256 for name, file in files.items() if name != SIGNATURE}
+        with contextlib.suppress(IntegrityError):
+            check_signature(digests, Path(there), signer)
+            atomic_write(job.package.folder / SIGNATURE, Path(there).read_bytes())
+            files[SIGNATURE] = record_of(Path(there))
 
 
 def _differing(job: _Push, listing: Listing) -> list[str]:

@@ -308,8 +308,10 @@ def _unproven(where: str, signer: Signer, why: object) -> IntegrityError:
 
 def sign_folder(
     folder: Path, private_key: Path, *, ask: Callable[[str], str] = getpass.getpass
-) -> Path:
+) -> Signer:
     """Sign every file of a model folder; ``model.sig`` appears whole or not at all.
+
+    Returns who signed, as a catalog says it.
 
     private_key: PEM file of an EC key on the curve P-256.  The password of an encrypted one is that
     of ``ZOO_SIGN_PASSWORD``, or is asked for on a terminal.  A key that other users can read is
@@ -337,7 +339,7 @@ def sign_folder(
         keyed.set_hashing_config(ignored).sign(folder, made)
         atomic_write(folder / SIGNATURE, made.read_bytes())
     check_signature(folder, folder / SIGNATURE, signer)
-    return folder / SIGNATURE
+    return signer
 
 
 def _open_key(path: Path, ask: Callable[[str], str]) -> tuple[bytes | None, Signer]:

@@ -47,8 +47,8 @@ def write(folder: Path, files: Files) -> Path:
 def signed(folder: Path, files: Files, key: Key) -> Files:
     """The files and their signature."""
     folder.mkdir()
-    signature = sign_folder(write(folder / "model", files), key_file(folder, key))
-    return {**files, SIGNATURE: signature.read_bytes()}
+    sign_folder(write(folder / "model", files), key_file(folder, key))
+    return {**files, SIGNATURE: (folder / "model" / SIGNATURE).read_bytes()}
 
 
 def digests(files: Files) -> dict[str, str]:

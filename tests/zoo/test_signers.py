@@ -131,8 +131,8 @@ def test_a_key_is_no_identity_and_an_identity_no_key(good: Files, tmp_path: Path
 def test_a_folder_of_our_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_model(tmp_path / "ours")
     write(folder, {".gitattributes": b"", ".git/config": b"", ".cache/x.json": b"{}"})
-    signature = sign_folder(folder, key_file(tmp_path, KEY))
-    assert signature == folder / SIGNATURE
+    assert sign_folder(folder, key_file(tmp_path, KEY)) == SIGNER
+    signature = folder / SIGNATURE
     assert zoo(["verify", str(folder)]) == 0
     assert NOT_JUDGED in capsys.readouterr().out
     (tmp_path / "key.pub.pem").write_text(public(KEY))
@@ -166,7 +166,7 @@ def test_an_encrypted_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UsageError, match="password is wrong"):
         sign_folder(folder, file)
     monkeypatch.setenv("ZOO_SIGN_PASSWORD", "correct horse")
-    check_signature(folder, sign_folder(folder, file), SIGNER)
+    check_signature(folder, folder / SIGNATURE, sign_folder(folder, file))
     monkeypatch.delenv("ZOO_SIGN_PASSWORD")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     asked: list[str] = []
@@ -217,11 +217,11 @@ def test_what_is_not_signed(tmp_path: Path) -> None:
 
 def test_a_link_to_a_folder_hides_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", FILES)
-    signature = sign_folder(folder, key_file(tmp_path, KEY))
+    sign_folder(folder, key_file(tmp_path, KEY))
     write(tmp_path / "elsewhere", {"evil.json": b"{}"})
     (folder / "more").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(IntegrityError, match="a link"):
-        check_signature(folder, signature, SIGNER)
+        check_signature(folder, folder / SIGNATURE, SIGNER)
 
 
 # ---- Signers in a catalog
