@@ -18,7 +18,7 @@ from typing import Any
 
 from zoo.errors import DiskError, IntegrityError
 
-_TEMP = re.compile(r"^\.tmp-(\d+)-.+")
+_TEMP = re.compile(r"^\.tmp-(\d+)-(.+)")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 # What safetensors and torch print where they swallow the errno.
@@ -67,25 +67,33 @@ def _room(path: Path, needed: int | None) -> str:
     return f"{need}{free:,} free"
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """A temporary name that becomes ``path``, synced to disk, when the block ends well.
+
+    An existing file of that name is replaced.  needed: bytes, for the error.  Raises DiskError.
+    """
+    temp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with disk_errors(path, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temp
+            sync_file(temp)
+            temp.replace(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write ``data`` so that ``path`` holds either its old content or all of the new.
 
     Raises DiskError.
     """
     content = data.encode() if isinstance(data, str) else data
-    temp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with disk_errors(path, len(content)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temp.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temp.replace(path)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with atomic_file(path, len(content)) as temp:
+        temp.write_bytes(content)
 
 
 def atomic_json(path: Path, value: Any) -> None:
@@ -159,13 +167,16 @@ def sync_file(path: Path) -> None:
 sync_folder = sync_file  # on POSIX a folder is synced through a descriptor of its own
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporaries of writers that are dead (a kill -9 leaves its own behind)."""
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove the temporaries of writers that are dead (a kill -9 leaves its own behind).
+
+    name: only those of the file or folder of this name, where strangers' things lie beside it.
+    """
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
         match = _TEMP.match(entry.name)
-        if match and not process_alive(int(match[1])):
+        if match and name in {"", match[2]} and not process_alive(int(match[1])):
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             else:

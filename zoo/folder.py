@@ -33,6 +33,8 @@ from zoo.files import atomic_folder, atomic_json, sha256_of
 from zoo.hubcache import repository_at
 from zoo.images import Preprocess
 from zoo.layout import (
+    build_as_timm,
+    classes_of,
     convnet_of,
     empty_from_layout,
     image_size_of,
@@ -48,6 +50,7 @@ from zoo.verify import CONFIG, RECORD, WEIGHTS, remembered_sha256, verify
 from zoo.vit import ViTConfig, adopt_weights, config_of
 
 _HEAD = re.compile(r"(head|head_dist)\..*")
+_NOTHING = re.compile(r"(?!)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +113,15 @@ class Convnet(_Known):
     net: nn.Module
     """In eval mode; channels last in memory."""
     stage: Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classifier(_Known):
+    """A network of timm's, of any kind, with its classifier."""
+
+    net: nn.Module
+    """In eval mode: (B, 3, S, S) to logits (B, classes)."""
+    classes: int
 
 
 def save_model(
@@ -224,6 +236,32 @@ def load_convnet(
     net.load_state_dict(weights, strict=True, assign=True)
     net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Convnet(net=net, stage=stage, **_known(folder, layout, card, size))
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Read a model folder with its classifier, onto the CPU, checked as in ``load_model``.
+
+    The logits are those of ``timm.create_model("local-dir:…", pretrained=True)``.  Raises
+    IntegrityError, UsageError (no classifier, or a network that timm cannot build).
+    """
+    card = verify(folder)
+    layout = read_layout(folder / CONFIG)
+    classes = classes_of(layout, folder / CONFIG)
+    if not classes:
+        raise UsageError(
+            "this model has no classifier", where=str(folder), fix="use zoo.features, or fine-tune"
+        )
+    _require_weights_of(build_as_timm(folder, "meta"), folder / WEIGHTS, _NOTHING)
+    net = build_as_timm(folder, "cpu")  # a real one, as for a convnet, now that it fits
+    net.load_state_dict(_read_weights_of(net, folder / WEIGHTS, "cpu"), strict=True, assign=True)
+    side = getattr(getattr(net, "patch_embed", None), "img_size", None)  # a ViT's own size
+    size = side[0] if side else image_size_of(layout)
+    return Classifier(net=net.eval(), classes=classes, **_known(folder, layout, card, size))
+
+
+def count_classes(folder: Path) -> int:
+    """Classes of a model folder's classifier; 0 where there is none.  Raises IntegrityError."""
+    return classes_of(read_layout(folder / CONFIG), folder / CONFIG)
 
 
 def read_config(folder: Path) -> ViTConfig:

@@ -154,15 +154,19 @@ class Preprocess:
                 fix="image_size >= 1, 0 < crop_pct <= 1 and every std > 0",
             )
 
+    @property
+    def shorter(self) -> int:
+        """Shorter side of the resized image of which the middle is cut, in pixels."""
+        return math.floor(self.image_size / self.crop_pct)
+
     def eval_crop(self, pixels: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 to (3, S, S) uint8: the shorter side to floor(S / crop_pct), centre crop.
 
         Two steps on purpose: cropping while resizing shifts the window by half a pixel.
         """
         image = torch.from_numpy(pixels).permute(2, 0, 1)
-        shorter = math.floor(self.image_size / self.crop_pct)
         resized = F.resize(
-            image, [shorter], interpolation=InterpolationMode.BICUBIC, antialias=True
+            image, [self.shorter], interpolation=InterpolationMode.BICUBIC, antialias=True
         )
         return F.center_crop(resized, [self.image_size, self.image_size])
 

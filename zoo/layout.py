@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 import timm
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from zoo.convnet import ConvnetConfig
 from zoo.errors import IntegrityError, UsageError
@@ -23,6 +24,7 @@ from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from zoo.vit import MOST, VIT_B, VIT_H, VIT_L, VIT_S, VIT_T, ViTConfig
 
 MAX_BYTES = 1_000_000
+MOST_CLASSES = 100_000
 
 # timm's registered name says the size; model_args state all of it, so any size goes by some name.
 _ARCHITECTURES = {
@@ -88,13 +90,23 @@ _Width = Annotated[int, Field(ge=1, le=MOST["width"])]
 _Depth = Annotated[int, Field(ge=1, le=MOST["depth"])]
 
 
+def _square(sides: list[int]) -> list[int]:
+    if sides[0] != sides[1]:
+        raise ValueError("images that are not square")
+    return sides
+
+
+_Sides = Annotated[list[_Side], Field(min_length=2, max_length=2), AfterValidator(_square)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Arguments:
     """The ``model_args`` that may reach timm's constructor; defaults here mean "not stated"."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    img_size: _Side | None = None
+    img_size: _Side | _Sides | None = None
+    in_chans: Literal[3] = 3
     patch_size: _Side | None = None
     embed_dim: _Width | None = None
     depth: _Depth | None = None
@@ -190,6 +202,22 @@ def empty_from_layout(layout: dict[str, Any], path: Path) -> VisionTransformer:
     )
 
 
+def build_as_timm(folder: Path, device: str) -> nn.Module:
+    """The network of a model folder, its configuration read before, as timm builds it for itself.
+
+    device: ``meta``, or ``cpu`` with random weights.  Raises UsageError where timm cannot build it.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+        raise UsageError(
+            "timm cannot build this network",
+            where=f"{folder / 'config.json'}: {error}".partition("\n")[0],
+            fix="use a network of timm's, saved by this version of timm or an older one",
+        ) from error
+
+
 def is_convnet(layout: dict[str, Any]) -> bool:
     """Whether a read ``config.json`` names a network of timm's that is no ViT."""
     name = layout["architecture"].split(".")[0]
@@ -232,6 +260,23 @@ def preprocess_of(layout: dict[str, Any], image_size: int) -> Preprocess:
 def image_size_of(layout: dict[str, Any]) -> int:
     """Side of the input that a read ``config.json`` states, in pixels; ImageNet's by default."""
     return ((layout["pretrained_cfg"] or {}).get("input_size") or [3, 224, 224])[-1]
+
+
+def classes_of(layout: dict[str, Any], path: Path) -> int:
+    """How many classes a read ``config.json`` states, by timm's order of precedence; 0 for none.
+
+    Raises IntegrityError.
+    """
+    places = (layout.get("model_args"), layout, layout["pretrained_cfg"])
+    stated = [place["num_classes"] for place in places if place and "num_classes" in place]
+    classes = stated[0] if stated else 0
+    if type(classes) is not int or not 0 <= classes <= MOST_CLASSES:
+        raise IntegrityError(
+            f"not a number of classes: {str(classes)[:40]!r}",
+            where=f"{path}: num_classes",
+            fix=f"it must be 0 … {MOST_CLASSES:,}",
+        )
+    return classes
 
 
 def license_of(layout: dict[str, Any]) -> str:

@@ -193,6 +193,31 @@ def import_(
     answer(imported.as_dict() if json_ else imported.text(), json_)
 
 
+@app.command("export")
+def export_(
+    model: Annotated[str, typer.Argument(help="A model folder, a catalog name or org/name.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of images to compare on.  [required]")
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    out: Annotated[
+        Path, typer.Option(help="The file (….onnx), or the folder that it goes to.")
+    ] = Path("models"),
+    opset: Annotated[int, typer.Option(help="18 … 23.")] = 20,
+    images: Annotated[int, typer.Option(help="How many to compare on, evenly spaced.")] = 64,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as an ONNX file, compared on real images.
+
+    It computes the same for any batch size; how nearly stands beside it.
+    """
+    from zoo.export import export
+
+    exported = export(model, format=format_, data=data, out=out, opset=opset, images=images)
+    answer(exported.as_dict() if json_ else exported.text(), json_)
+
+
 @app.command()
 def serve(
     folder: Annotated[

@@ -218,7 +218,8 @@ def embed(vit: VisionTransformer, images: Tensor, visible: Tensor | None = None)
     if visible is not None:
         index = visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
         patches = patches.gather(1, index)
-    cls = (_present(vit.cls_token) + positions[:, :1]).expand(len(patches), -1, -1)
+    # Not len(patches): an exporter would take it for a constant.
+    cls = (_present(vit.cls_token) + positions[:, :1]).expand(patches.shape[0], -1, -1)
     return torch.cat([cls, patches], dim=1)
 
 
