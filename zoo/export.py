@@ -24,7 +24,7 @@ from zoo.graph import (
     shapes_of,
     write_graph,
 )
-from zoo.parity import Parity, choose_images, digests_of, measure
+from zoo.parity import Parity, choose_images, measure, read_digests
 
 FORMATS = ("onnx",)
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -114,10 +114,10 @@ def export(
     if here := _same_export(file, readable, opset):
         return Exported(file=file, record=here, present=True)
     sweep(file.parent, file.name)
+    digests = read_digests(chosen, data)
     with atomic_file(file) as temp:
         write_graph(temp, readable, opset)
         parity = measure(temp, readable, chosen)
-        digests = digests_of(chosen, data)
         listing = "".join(f"{sha256}  {name}\n" for name, sha256 in digests.items())
         record = Record(
             model=describe(readable),

@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal
 
 import timm
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import from_json
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -90,13 +97,12 @@ _Width = Annotated[int, Field(ge=1, le=MOST["width"])]
 _Depth = Annotated[int, Field(ge=1, le=MOST["depth"])]
 
 
-def _square(sides: list[int]) -> list[int]:
-    if sides[0] != sides[1]:
-        raise ValueError("images that are not square")
-    return sides
-
-
-_Sides = Annotated[list[_Side], Field(min_length=2, max_length=2), AfterValidator(_square)]
+def _one_side(value: object) -> object:
+    if isinstance(value, list) and len(value) == 2:  # as timm writes it
+        if value[0] != value[1]:
+            raise ValueError("images that are not square")
+        return value[0]
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +111,7 @@ class _Arguments:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    img_size: _Side | _Sides | None = None
+    img_size: Annotated[_Side | None, BeforeValidator(_one_side)] = None
     in_chans: Literal[3] = 3
     patch_size: _Side | None = None
     embed_dim: _Width | None = None
@@ -130,6 +136,15 @@ class _Arguments:
 _Rgb = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
 
 
+def _of_rgb(sides: list[int]) -> list[int]:
+    if sides[0] != 3:
+        raise ValueError("images that are not RGB")
+    return sides
+
+
+_InputSize = Annotated[list[_Side], Field(min_length=3, max_length=3), AfterValidator(_of_rgb)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pretrained:
     """What is read of ``pretrained_cfg``; it holds much more."""
@@ -140,7 +155,7 @@ class _Pretrained:
     std: _Rgb | None = None
     crop_pct: float | None = None
     license: str | None = None
-    input_size: Annotated[list[_Side], Field(min_length=3, max_length=3)] | None = None
+    input_size: _InputSize | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,12 @@
 """Small model folders that the tests make for themselves."""
 
 from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
 
 from zoo.card import Card
 from zoo.convnet import ConvnetConfig, build_convnet
@@ -39,4 +45,18 @@ def make_convnet(
         build_convnet(config.architecture, config.arguments, seed=seed).state_dict(),
         card,
     )
+    return folder
+
+
+def make_timm(folder: Path, architecture: str, *, seed: int = 0, **arguments: Any) -> Path:
+    """A model folder as timm writes it, the network's weights random to the last one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = timm.create_model(architecture, **arguments)
+        for parameter in net.parameters():  # timm begins a classifier with zeros
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    save_for_hf(net, str(folder), model_args=arguments, safe_serialization=True)
     return folder
