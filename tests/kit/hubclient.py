@@ -1,6 +1,7 @@
 """The real Hub client, pointed at a server of the tests.  Imports little: forked runs need it."""
 
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
@@ -16,6 +17,11 @@ def settings(endpoint: str, cache: Path) -> dict[str, object]:
         "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": str(cache),
     }
+
+
+def plain_client() -> Any:
+    """A client of the kind that the Hub client uses, without certificates and hooks."""
+    return _CLIENT(verify=False)
 
 
 def quick_client() -> None:

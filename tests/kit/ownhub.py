@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import huggingface_hub
 import pytest
 import uvicorn
-from hubclient import settings
+from hubclient import plain_client, settings
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,7 +36,8 @@ class OwnHub:
         self.answer: Callable[[Request], Response | None] = lambda request: None
         """Asked before the server sees a request; a response is sent in place of its own."""
         self.after: Callable[[str, str], None] = lambda method, path: None
-        """Called with method and path of every request that was answered."""
+        """Called with method and path of every request that was answered, in the server's thread:
+        it may change ``history`` or ``stop``, but not ask the server."""
         self.history = History(store_of(folder))
         """Repositories, commits, refs: ``push``, ``add_tag``, ``state`` …"""
         self.access = Access(
@@ -47,7 +47,7 @@ class OwnHub:
             private=private,
             page=page,
         )
-        self._client = httpx2.Client(verify=False)  # the system's certificates take their time
+        self._client = plain_client()
         self._socket = bind("127.0.0.1", 0)
         self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
@@ -78,7 +78,7 @@ class OwnHub:
             self._socket.close()
             self.history.close()
 
-    def raw(self, method: str, path: str, **options: Any) -> httpx2.Response:
+    def raw(self, method: str, path: str, **options: Any) -> Any:
         """A request that no well-behaved client makes; with the token, if no headers are given."""
         headers = options.pop("headers", {"Authorization": f"Bearer {self.token}"})
         return self._client.request(method, self.endpoint + path, headers=headers, **options)

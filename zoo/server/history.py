@@ -116,7 +116,7 @@ class History:
         self.repositories = folder / "repositories"
         with disk_errors(folder):
             self.repositories.mkdir(parents=True, exist_ok=True)
-            self._other = FileLock(folder / "lock")
+            self._other = FileLock(folder / "lock", thread_local=False)
             try:
                 self._other.acquire(timeout=0)
             except Timeout:

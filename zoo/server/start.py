@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -37,7 +38,7 @@ class Served:
     """Repositories without a folder."""
     skipped: Mapping[Path, str]
     token: str
-    """Where the token is, never the token."""
+    """Where the token is, a file or a variable; never the token."""
     warnings: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,9 +57,15 @@ class Served:
         lines = [f"export HF_ENDPOINT={self.endpoint}", ""]
         lines += _listed("models:", names or ["none yet"])
         lines += _listed("skipped:", [f"{_short(p)}: {why}" for p, why in self.skipped.items()])
-        lines += _listed("token:", [f"in {self.token}; pushing needs it as HF_TOKEN"])
+        lines += _listed("token:", [self.token])
+        lines += _listed("push:", [f"export HF_TOKEN={self._value} HF_HUB_DISABLE_XET=1"])
         lines += _listed("warning:", self.warnings)
         return "\n".join([*lines, *_listed("stop:", ["Ctrl-C"])])
+
+    @property
+    def _value(self) -> str:
+        """The token, in the words of a shell."""
+        return f"${TOKEN}" if self.token == TOKEN else f"$(cat {shlex.quote(self.token)})"
 
 
 class Server:
@@ -82,10 +89,12 @@ class Server:
         _require_extra()
         from zoo.server.access import Access
         from zoo.server.app import create_app
-        from zoo.server.folders import Shelf, store_of
+        from zoo.server.folders import Shelf, find_models, store_of
         from zoo.server.history import History
 
         _require_folder(folder)
+        if not store_of(folder).is_dir():
+            _require_models(folder, find_models(folder).models)
         self._socket = bind(host, port)
         try:
             token, place = _token(token_file, store_of(folder) / "token")
@@ -97,7 +106,6 @@ class Server:
             shelf = Shelf(folder, self._history)
             found = shelf.refresh_all()
             pushed = {s.name for s in self._history.states() if s.pushed} - found.models.keys()
-            _require_models(folder, found.models, pushed)
         except BaseException:
             self.close()
             raise
@@ -175,9 +183,8 @@ def _require_folder(folder: Path) -> None:
         )
 
 
-def _require_models(folder: Path, models: Mapping[str, Path], pushed: set[str]) -> None:
-    holds = [entry.name for entry in folder.iterdir() if entry.name[0] != "."]
-    if holds and not models and not pushed:
+def _require_models(folder: Path, models: Mapping[str, Path]) -> None:
+    if not models and any(entry.name[0] != "." for entry in folder.iterdir()):
         raise UsageError(
             "there is no model to serve",
             where=f"{folder}: no NAME/config.json and no ORG/NAME/config.json",
@@ -212,7 +219,7 @@ def bind(host: str, port: int) -> socket.socket:
 def _token(file: Path | None, own: Path) -> tuple[str, str]:
     """(token, where it is): the environment's, that of a file, or one made for this folder."""
     if file is None and os.environ.get(TOKEN):
-        return _usable(os.environ[TOKEN], TOKEN), f"the environment variable {TOKEN}"
+        return _usable(os.environ[TOKEN], TOKEN), TOKEN
     with disk_errors(own):
         if file is None and not own.exists():
             own.parent.mkdir(parents=True, exist_ok=True)
