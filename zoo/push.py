@@ -8,8 +8,9 @@ import contextlib
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from zoo.files import atomic_write
 from zoo.package import Package, record_of
 from zoo.published import entry_of
 from zoo.signing import SIGNATURE, check_signature
-from zoo.tree import Listing, is_fetched
+from zoo.tree import Entry, Listing, is_fetched
 from zoo.verify import matches
 from zoo.wire import RETRIED, Patience, TransientError, Wire
 
@@ -83,6 +84,8 @@ class _Push:
     api: HfApi
     wire: Wire
     tag: str | None
+    sent: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -108,24 +111,23 @@ def push(
     job = _begin(package, tag, patience or Patience())
     _require_repository(job, private=private)
     with _xet_where_it_is_served(job), _progress_on_terminals():
-        commit, sent = job.wire.persist(
+        commit = job.wire.persist(
             lambda _: _published(job),
             job.wire.endpoint,
             size=sum(file.size for file in package.files.values()),
         )
         marker = job.wire.persist(lambda _: _marked(job, commit), job.wire.endpoint)
-    others = _others(job, ask_listing(job.wire, job.name, commit))
-    catalog, notes = _remember(job, commit)
-    if others:
-        notes += (f"the repository also holds {', '.join(others[:10])}: left as they are",)
+    if others := _others(job, ask_listing(job.wire, job.name, commit)):
+        job.notes.append(f"the repository also holds {', '.join(others[:10])}: left as they are")
+    catalog = _remember(job, commit)
     return Pushed(
         repository=job.name,
         commit=commit,
         tag=marker,
-        sent=sent,
+        sent=job.sent,
         page=f"{job.wire.endpoint}/{job.name}",
         catalog=catalog,
-        notes=notes,
+        notes=tuple(job.notes),
     )
 
 
@@ -165,8 +167,8 @@ def _require_repository(job: _Push, *, private: bool) -> None:
         )
 
 
-def _published(job: _Push) -> tuple[str, tuple[str, ...]]:
-    """The commit that holds every file of the package, and which had to be sent for it."""
+def _published(job: _Push) -> str:
+    """The commit that holds every file of the package, made if there is none."""
     with _meaning(job):
         head = ask_commit(job.wire, job.name, _MAIN)
         listing = ask_listing(job.wire, job.name, head)
@@ -175,24 +177,34 @@ def _published(job: _Push) -> tuple[str, tuple[str, ...]]:
         missing = _differing(job, listing)
         _require_tag_free(job, head, missing)
         if not missing:
-            return head, ()
-        folder = job.package.folder
-        changes = [CommitOperationAdd(name, folder / name) for name in missing]
-        stale = {SIGNATURE} & listing.keys() - job.package.files.keys()
+            return head
+        made = _commit(job, head, listing, missing)
+    if wrong := _differing(job, ask_listing(job.wire, job.name, made)):
+        raise IntegrityError(
+            "the Hub lists other bytes than were sent",
+            where=f"{job.name} at {made[:12]}: {', '.join(wrong)}",
+            fix="do not use this commit: it has no tag; push again, or ask the Hub",
+        )
+    return made
+
+
+def _commit(job: _Push, head: str, listing: Listing, missing: list[str]) -> str:
+    folder = job.package.folder
+    job.sent = tuple(missing)  # also where the answer is lost: the next attempt finds them there
+    stale = {SIGNATURE} & listing.keys() - job.package.files.keys()
+    with warnings.catch_warnings(record=True) as warned:  # of the Hub, about the page
+        warnings.simplefilter("always", UserWarning)
         made = job.api.create_commit(
             job.name,
-            [*changes, *map(CommitOperationDelete, stale)],
+            [
+                *(CommitOperationAdd(name, folder / name) for name in missing),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
             commit_message=f"{job.package.card.name} ({job.package.card.digest[:12]})",
             parent_commit=head,
         )
-    wrong = _differing(job, ask_listing(job.wire, job.name, made.oid))
-    if wrong:
-        raise IntegrityError(
-            "the Hub lists other bytes than were sent",
-            where=f"{job.name} at {made.oid[:12]}: {', '.join(wrong)}",
-            fix="do not use this commit: it has no tag; push again, or ask the Hub",
-        )
-    return made.oid, tuple(missing)
+    job.notes += [" ".join(str(warning.message).split()) for warning in warned]
+    return made.oid
 
 
 def _others(job: _Push, listing: Listing) -> list[str]:
@@ -225,12 +237,16 @@ def _keep_signature(job: _Push, head: str, listing: Listing) -> None:
 
 
 def _differing(job: _Push, listing: Listing) -> list[str]:
-    folder = job.package.folder
-    return [
-        name
-        for name in job.package.files
-        if name not in listing or not matches(folder / name, listing[name], quick=False)
-    ]
+    return [name for name in job.package.files if not _is_listed(job, name, listing.get(name))]
+
+
+def _is_listed(job: _Push, name: str, entry: Entry | None) -> bool:
+    record = job.package.files[name]
+    if entry is None or entry.size != record.size:
+        return False
+    if entry.lfs_sha256:  # not hashed again: it may be large
+        return entry.lfs_sha256 == record.sha256
+    return matches(job.package.folder / name, entry, quick=False)
 
 
 def _require_tag_free(job: _Push, head: str, missing: list[str]) -> None:
@@ -266,13 +282,14 @@ def _marked(job: _Push, commit: str) -> str:
         return name
 
 
-def _remember(job: _Push, commit: str) -> tuple[Path | None, tuple[str, ...]]:
+def _remember(job: _Push, commit: str) -> Path | None:
     """Into the user's catalog; what stands against that is told, for the model is published."""
     try:
-        return add_to_user_catalog(entry_of(job.package, commit)), ()
+        return add_to_user_catalog(entry_of(job.package, commit))
     except (UsageError, DiskError, ValueError) as error:
         what = error.what if isinstance(error, ZooError) else str(error).splitlines()[0]
-        return None, (f"published, and not noted in your catalog: {what}",)
+        job.notes.append(f"published, and not noted in your catalog: {what}")
+        return None
 
 
 @contextlib.contextmanager

@@ -108,6 +108,7 @@ def test_an_answer_that_was_lost_is_not_a_second_commit(
     pushed = publish(model)
     assert posts(hub, "/commit/") == 1
     assert pushed.tag == "v1"
+    assert "model.safetensors" in pushed.sent
     assert api.model_info(NAME, revision="v1").sha == pushed.commit
 
 
