@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from zoo.card import Card, Score, TeacherRecord
 from zoo.licenses import NOT_STATED, hub_license
 
+_TOP1 = "top-1"
 _OF_EVERY_SOURCE = ("file", "sha256", "format")
 
 
@@ -83,7 +84,7 @@ def _front_matter(
 def _eval_result(task: str, score: Score) -> EvalResult:
     """A line of the model-index: the protocol stands in the metric's name, the evidence beside."""
     return EvalResult(
-        task_type=task,
+        task_type="image-classification" if score.metric == _TOP1 else task,
         dataset_type=score.data,
         dataset_name=score.data,
         dataset_revision=score.data_fingerprint,
@@ -100,7 +101,7 @@ def _eval_result(task: str, score: Score) -> EvalResult:
 
 def _metric_type(score: Score) -> str:
     # The Hub's own name of it; others keep theirs.
-    return "accuracy" if score.metric == "top-1" else score.metric.replace(" ", "_")
+    return "accuracy" if score.metric == _TOP1 else score.metric.replace(" ", "_")
 
 
 def _what_it_is(card: Card, architecture: str, parameters: int) -> str:

@@ -113,36 +113,38 @@ def verify_(
     answer(verified.as_dict() if json_ else verified.text(), json_)
 
 
+Tag = Annotated[str | None, typer.Option(help="Publish marker.  [default: next of v1, v2, …]")]
+License = Annotated[
+    str | None, typer.Option("--license", metavar="ID", help="Of the weights, such as apache-2.0.")
+]
+Acknowledge = Annotated[
+    bool,
+    typer.Option("--acknowledge-license", help="You hold the rights in the teacher's weights."),
+]
+Datasets = Annotated[
+    list[str] | None, typer.Option(metavar="ID", help="Trained on this data set of the Hub.")
+]
+BaseModel = Annotated[
+    str | None, typer.Option(metavar="ORG/NAME", help="The teacher.  [default: as recorded]")
+]
+Sign = Annotated[Path | None, typer.Option(metavar="KEY.pem", help="Sign with this private key.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show files and page; send nothing.")]
+
+
 @app.command("push")
 def push_(
     source: Annotated[str, typer.Argument(metavar="RUN|DIR", help="A run, or a model folder.")],
     repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="Where on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new one private.")] = False,
-    tag: Annotated[
-        str | None, typer.Option(help="Publish marker.  [default: the next of v1, v2, …]")
-    ] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", metavar="ID", help="Of the weights, such as apache-2.0."),
-    ] = None,
-    acknowledge: Annotated[
-        bool,
-        typer.Option("--acknowledge-license", help="You hold the rights in the teacher's weights."),
-    ] = False,
-    dataset: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Trained on this data set of the Hub.")
-    ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="The teacher.  [default: as recorded]")
-    ] = None,
+    tag: Tag = None,
+    license_: License = None,
+    acknowledge: Acknowledge = False,
+    dataset: Datasets = None,
+    base_model: BaseModel = None,
     about: Annotated[Path | None, typer.Option(help="Markdown for the page, your words.")] = None,
     results: Annotated[Path, typer.Option(help="Where zoo eval wrote.")] = Path("results"),
-    sign: Annotated[
-        Path | None, typer.Option(metavar="KEY.pem", help="Sign with this private key.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the files and the page; send nothing.")
-    ] = False,
+    sign: Sign = None,
+    dry_run: DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask on a terminal.")] = False,
     json_: Json = False,
     debug: Debug = False,
@@ -165,17 +167,17 @@ def push_(
         sign=sign,
     )
     with packed(source, terms) as package:
-        plan = package.as_dict()
         if not json_:
-            print(package.text() + (f"\n\n{package.page()}" if dry_run else ""), flush=True)
-        if dry_run:
-            if json_:
-                answer({**plan, "page": package.page()}, json_)
-            return
-        if sys.stdin.isatty() and not (yes or json_):
+            answer(package.text() + (f"\n\n{package.page()}" if dry_run else ""), False)
+            sys.stdout.flush()
+        if not dry_run and not (yes or json_) and sys.stdin.isatty():
             typer.confirm(f"publish {len(package.files)} files as {repo}?", abort=True, err=True)
-        pushed = push(package, private=private, tag=tag)
-    answer({**plan, **pushed.as_dict()} if json_ else pushed.text(), json_)
+        plan = package.as_dict() | ({"page": package.page()} if dry_run else {})
+        pushed = None if dry_run else push(package, private=private, tag=tag)
+    if json_:
+        answer(plan | (pushed.as_dict() if pushed else {}), json_)
+    elif pushed:
+        answer(pushed.text(), json_)
 
 
 @app.command("import")
