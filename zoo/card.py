@@ -100,6 +100,8 @@ class Card:
     """Empty until something was measured."""
     licenses: dict[str, str] = field(default_factory=dict)
     """Of the ``code``, the ``weights`` and each ``teacher NAME``."""
+    repository: str | None = None
+    """``org/name`` that it was published as."""
     digest: str = ""
     """sha256 over weights and configuration: the model's identity."""
     files: dict[str, FileRecord] = field(default_factory=dict)

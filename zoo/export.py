@@ -5,6 +5,7 @@
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import UsageError
-from zoo.files import atomic_file, atomic_json, sha256_of, sweep
+from zoo.files import atomic_file, atomic_json, sha256_of, sweep, typed_path
 from zoo.graph import (
     DEFAULT_OPSET,
     OPSETS,
@@ -106,15 +107,15 @@ def export(
     _require_sane(format, data, opset)
     assert data is not None
     require_onnx()
-    data = data.expanduser()
+    data = typed_path(data)
     chosen = choose_images(data, images)
     readable = read(source)
-    out = out.expanduser()
+    out = typed_path(out)
     file = out if out.suffix == ".onnx" and not out.is_dir() else out / f"{readable.name}.onnx"
-    if here := _same_export(file, readable, opset):
+    digests = read_digests(chosen, data)
+    if here := _same_export(file, readable, opset, digests):
         return Exported(file=file, record=here, present=True)
     sweep(file.parent, file.name)
-    digests = read_digests(chosen, data)
     with atomic_file(file) as temp:
         write_graph(temp, readable, opset)
         parity = measure(temp, readable, chosen)
@@ -130,7 +131,8 @@ def export(
             data=digests,
             versions={"python": platform.python_version(), **{n: version(n) for n in _VERSIONS}},
         )
-        _same_export(file, readable, opset)  # again: another command may have made one meanwhile
+        if _same_export(file, readable, opset, digests):
+            raise _occupied(file, "another command made it meanwhile")
         # Before the file: one without its record is never seen, and a record alone is replaced.
         atomic_json(_record_of(file), asdict(record))
     return Exported(file=file, record=record)
@@ -159,7 +161,9 @@ def _record_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _same_export(file: Path, readable: Readable, opset: int) -> Record | None:
+def _same_export(
+    file: Path, readable: Readable, opset: int, data: Mapping[str, str]
+) -> Record | None:
     """The record of the same export, if its file is here; None where the place is free.
 
     Raises UsageError where something else is there.
@@ -179,6 +183,8 @@ def _same_export(file: Path, readable: Readable, opset: int) -> Record | None:
         raise _occupied(file, f"its bytes are not those of {place.name}")
     if (record.model, record.opset) != (describe(readable), opset):
         raise _occupied(file, f"{place.name} speaks of another model or opset")
+    if record.data != data:
+        raise _occupied(file, "the same export, compared on other images")
     return record
 
 

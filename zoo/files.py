@@ -224,6 +224,19 @@ def safe_join(root: Path, name: str, *, follow_links: bool = False) -> Path:
     return joined
 
 
+def typed_path(text: str | Path) -> Path:
+    """A path as somebody typed it, ``~`` replaced where that is somebody's home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something; no error for what no file system can hold, as pathlib raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a text can name a model, and so a folder on any system: one part, ASCII, no path."""
     return bool(_PLAIN.fullmatch(name)) and not _unsafe_part(name)

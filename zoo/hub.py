@@ -5,6 +5,7 @@ from typing import Any
 
 from zoo.catalog import Pin, folder_here, resolve
 from zoo.errors import UsageError
+from zoo.files import is_there, typed_path
 from zoo.pull import Pulled, pull
 from zoo.verify import CONFIG
 
@@ -22,11 +23,11 @@ def locate(source: str) -> Path:
     (``vit_large_patch16_224.mae``); whatever of these there is first.  Hub files are kept in the
     standard Hugging Face cache.  Raises UsageError, NetworkError, IntegrityError, DiskError.
     """
-    folder = Path(source).expanduser()
+    folder = typed_path(source)
     for place in (folder, folder / "export"):
-        if (place / CONFIG).is_file():
+        if is_there(place / CONFIG):
             return place
-    if folder.exists():
+    if is_there(folder):
         raise UsageError(
             "this is not a model folder: it has no config.json",
             where=str(folder),

@@ -19,7 +19,14 @@ from zoo.card import TEACHER, Card, FileRecord
 from zoo.catalog import folder_here
 from zoo.entry import Signer
 from zoo.errors import IntegrityError, UsageError
-from zoo.files import atomic_json, atomic_write, disk_errors, sha256_of
+from zoo.files import (
+    atomic_json,
+    atomic_write,
+    disk_errors,
+    is_there,
+    sha256_of,
+    typed_path,
+)
 from zoo.layout import read_layout
 from zoo.leaks import paths_in, portable, secrets_in
 from zoo.licenses import KNOWN, NOT_STATED, publishable
@@ -165,17 +172,17 @@ def terms_of(
 
 def folder_of(source: str) -> Path:
     """The model folder of a run, a folder, or a name below ``models/``.  Raises UsageError."""
-    given = Path(source).expanduser()
+    given = typed_path(source)
     for folder in (given / "export", given, folder_here(source)):
-        if folder and (folder / CONFIG).is_file():
-            if not (folder / RECORD).is_file():
+        if folder and is_there(folder / CONFIG):
+            if not is_there(folder / RECORD):
                 raise UsageError(
                     "this model folder has no record of how it was made",
                     where=f"{folder}: no {RECORD}",
                     fix="push what zoo pretrain or zoo import wrote",
                 )
             return folder
-    is_run = (given / "recipe.json").is_file()
+    is_run = is_there(given / "recipe.json")
     raise UsageError(
         "this run has no model yet" if is_run else "there is no run and no model folder",
         where=str(given / "export" if is_run else given),
@@ -208,6 +215,7 @@ def packed(source: str, terms: Terms) -> Iterator[Package]:
         scores=scores,
         licenses={**card.licenses, "weights": license_},
         recipe=portable(card.recipe),
+        repository=terms.repository,
         files={},
     )
     with tempfile.TemporaryDirectory(prefix="zoo-push-") as temp:

@@ -47,6 +47,7 @@ from zoo.verify import (
     WEIGHTS,
     matches,
     remembered_sha256,
+    require_own_record,
     verify_folder,
 )
 from zoo.wire import Patience, Wire
@@ -328,13 +329,16 @@ def _judge(job: _Pull, listing: Listing, paths: Mapping[Entry, Path]) -> Signatu
             job.notes.append(NOT_JUDGED)
         return None
     _require_signature(job, listing)
-    return check_signature(
-        {entry.name: remembered_sha256(path) for entry, path in paths.items()},
-        next(path for entry, path in paths.items() if entry.name == SIGNATURE),
+    named = {entry.name: path for entry, path in paths.items()}
+    signature = check_signature(
+        {name: remembered_sha256(path) for name, path in named.items()},
+        named[SIGNATURE],
         job.signer,
         quick=True,
         where=job.source,
     )
+    require_own_record(named.get(RECORD, Path()), job.name)
+    return signature
 
 
 def _done(

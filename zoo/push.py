@@ -6,22 +6,16 @@ is finished by the same command.
 
 import contextlib
 import re
-import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's, as it uses
-)
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, get_session
 
-from zoo.catalog import add_to_user_catalog
+from zoo.catalog import add_to_user_catalog, load_catalog
+from zoo.client import meaning, progress_on_terminals, xet_where_it_is_served
 from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError, ZooError
 from zoo.fetch import ask_commit, ask_listing
 from zoo.files import atomic_write
@@ -30,7 +24,7 @@ from zoo.published import entry_of
 from zoo.signing import SIGNATURE, check_signature
 from zoo.tree import Entry, Listing, is_fetched
 from zoo.verify import matches
-from zoo.wire import RETRIED, Patience, TransientError, Wire
+from zoo.wire import Patience, Wire
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NUMBERED = re.compile(r"v(\d{1,9})")
@@ -109,8 +103,9 @@ def push(
     if tag is not None and not _TAG.fullmatch(tag):
         raise UsageError(f"not a tag: {tag[:80]!r}", fix="use letters, digits, dots and dashes")
     job = _begin(package, tag, patience or Patience())
+    _require_signer_kept(job)
     _require_repository(job, private=private)
-    with _xet_where_it_is_served(job), _progress_on_terminals():
+    with xet_where_it_is_served(job.api, job.name), progress_on_terminals():
         commit = job.wire.persist(
             lambda _: _published(job),
             job.wire.endpoint,
@@ -150,11 +145,32 @@ def _begin(package: Package, tag: str | None, patience: Patience) -> _Push:
     return _Push(package=package, api=api, wire=wire, tag=tag)
 
 
+def _require_signer_kept(job: _Push) -> None:
+    """Readers whose catalog names a signer would refuse what another signed, or nobody."""
+    hosted = next(
+        (
+            entry.hosted
+            for entry in load_catalog().models.values()
+            if entry.hosted and entry.hosted.repository == job.name
+        ),
+        None,
+    )
+    known, signer = hosted and hosted.signer, job.package.signer
+    if known and signer is None:
+        raise UsageError(
+            f"{job.name} is signed by {known.text()}: unsigned, its readers' pulls would refuse it",
+            where="signer in the catalog",
+            fix="give --sign KEY.pem, or take the signer out of the catalog first",
+        )
+    if known and signer != known:
+        job.notes.append(f"signed by another than before, {known.text()}: tell the readers")
+
+
 def _require_repository(job: _Push, *, private: bool) -> None:
     """Make it, or see that it is as asked for."""
 
     def attempt(_: float) -> bool:
-        with _meaning(job):
+        with meaning(job.api, job.name):
             job.api.create_repo(job.name, private=private or None, exist_ok=True)
             return bool(job.api.model_info(job.name).private)
 
@@ -169,7 +185,7 @@ def _require_repository(job: _Push, *, private: bool) -> None:
 
 def _published(job: _Push) -> str:
     """The commit that holds every file of the package, made if there is none."""
-    with _meaning(job):
+    with meaning(job.api, job.name):
         head = ask_commit(job.wire, job.name, _MAIN)
         listing = ask_listing(job.wire, job.name, head)
         _require_covered(job, listing)
@@ -269,7 +285,7 @@ def _tags(job: _Push) -> dict[str, str]:
 
 def _marked(job: _Push, commit: str) -> str:
     """The tag that marks the commit, made if there is none."""
-    with _meaning(job):
+    with meaning(job.api, job.name):
         tags = _tags(job)
         if job.tag in tags:
             return str(job.tag)
@@ -290,84 +306,3 @@ def _remember(job: _Push, commit: str) -> Path | None:
         what = error.what if isinstance(error, ZooError) else str(error).splitlines()[0]
         job.notes.append(f"published, and not noted in your catalog: {what}")
         return None
-
-
-@contextlib.contextmanager
-def _meaning(job: _Push) -> Iterator[None]:
-    """What a failure of the Hub's client means; the token stands in none of it."""
-    try:
-        yield
-    except HfHubHTTPError as error:
-        raise _refusal(job, error) from None
-    except HTTPError as error:
-        unreachable = type(error).__name__ in {"ConnectError", "ConnectTimeout", "ProxyError"}
-        raise TransientError(type(error).__name__, unreachable=unreachable) from None
-    except ValueError as error:  # of the client, which lets the Hub judge the page first
-        raise UsageError(
-            "the Hub refused the model's page or names",
-            where=_without_token(job, " ".join(str(error).split())),
-            fix="change what it names, and push again",
-        ) from None
-    except (RuntimeError, OSError) as error:  # of hf_xet
-        raise TransientError(_without_token(job, str(error))) from None
-
-
-def _refusal(job: _Push, error: HfHubHTTPError) -> Exception:
-    status = error.response.status_code
-    said = _without_token(job, error.server_message or "")
-    where = f"{job.name}: status {status}" + (f", {said}" if said else "")
-    if status in RETRIED or status in {409, 412}:  # somebody else's commit came between
-        return TransientError(f"status {status}")
-    if status in {401, 403}:
-        return UsageError(
-            "the Hub does not know the token"
-            if status == 401
-            else f"the token may not write to {job.name}",
-            where=where,
-            fix="run hf auth login with a token of yours that may write there",
-        )
-    if status == 413:
-        return UsageError(
-            "the Hub finds a file too large",
-            where=where,
-            fix="see its limits; large files beside the weights are better left out",
-        )
-    return UsageError(
-        "the Hub refused the model", where=where, fix="change what it names, and push again"
-    )
-
-
-def _without_token(job: _Push, text: str) -> str:
-    line = text.strip().splitlines()[0] if text.strip() else ""
-    return line.replace(str(job.api.token), "hf_…")[:300]
-
-
-@contextlib.contextmanager
-def _xet_where_it_is_served(job: _Push) -> Iterator[None]:
-    """Without this a Hub that has no Xet storage ends the client's push."""
-    url = f"{job.wire.endpoint}/api/models/{job.name}/xet-write-token/{_MAIN}"
-    headers = {"authorization": f"Bearer {job.api.token}"}
-    before = constants.HF_HUB_DISABLE_XET
-    try:
-        served = get_session().get(url, headers=headers).status_code == 200
-    except HTTPError:
-        served = False  # the older way is served everywhere
-    constants.HF_HUB_DISABLE_XET = before or not served
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
-
-
-@contextlib.contextmanager
-def _progress_on_terminals() -> Iterator[None]:
-    if sys.stderr.isatty() or are_progress_bars_disabled():
-        yield
-        return
-    from huggingface_hub.utils import enable_progress_bars
-
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

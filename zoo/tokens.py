@@ -78,6 +78,12 @@ def features_of(
         )
     if batch < 1:
         raise UsageError(f"a batch of {batch} images", where="batch", fix="choose 1 or more")
+    if isinstance(source, nn.Module):
+        raise UsageError(
+            "a network alone does not say which block was trained last, nor how images come in",
+            where=f"features of a {type(source).__name__}",
+            fix="give the model's name, or what zoo.folder.load_model gave",
+        )
     model = source if isinstance(source, Model | Convnet) else _load(source, device)
     _require_whole(model, pooling)
     _require_images(model, images)

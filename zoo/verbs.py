@@ -96,14 +96,15 @@ def verify_(
 
     Against its record, the Hub's listing, the catalog's pin and the publisher's signature.
     """
+    from zoo.files import is_there, typed_path
     from zoo.hub import pin_of
     from zoo.pull import cached_folder
     from zoo.signing import signer_from_file
     from zoo.verify import verify_folder
 
-    key = signer_from_file(signer.expanduser()) if signer else None
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    key = signer_from_file(typed_path(signer)) if signer else None
+    folder = typed_path(model)
+    if is_there(folder):
         verified = verify_folder(folder, signer=key, quick=quick)
     else:
         pin = pin_of(model)

@@ -16,6 +16,7 @@ from zoo.card import Card, read_card
 from zoo.entry import Signer
 from zoo.errors import DiskError, IntegrityError, UsageError
 from zoo.files import atomic_json, safe_join, sha256_of
+from zoo.hubcache import repository_at
 from zoo.signing import NOT_JUDGED, SIGNATURE, Signature, check_signature, files_of
 from zoo.tree import Entry, Listing, is_commit, read_tree
 
@@ -146,7 +147,23 @@ def _judge(
         name: _sha256(path, expected.get(name, []), quick=quick)
         for name, path in files_of(folder).items()
     }
-    return check_signature(digests, folder / SIGNATURE, signer, where=str(folder))
+    signature = check_signature(digests, folder / SIGNATURE, signer, where=str(folder))
+    require_own_record(folder / RECORD, repository_at(folder))
+    return signature
+
+
+def require_own_record(record: Path, repository: str | None) -> None:
+    """Raise IntegrityError where a signed record says that it was published as another repository.
+
+    Without it a signature would hold for every model that its signer ever signed.
+    """
+    published = read_card(record).repository if record.is_file() else None
+    if published and repository and published != repository:
+        raise IntegrityError(
+            f"these files were signed as {published}, and stand in the place of {repository}",
+            where=f"{record}: repository",
+            fix="do not use this source; report it to whoever publishes it",
+        )
 
 
 def _witnesses(

@@ -221,3 +221,9 @@ def test_all_that_is_public_is_documented() -> None:
             p.annotation is not inspect.Parameter.empty
             for p in inspect.signature(call).parameters.values()
         )
+
+
+def test_a_network_alone_is_no_model(vit: Path) -> None:
+    with pytest.raises(UsageError, match="a network alone") as caught:
+        zoo.features(zoo.load(vit), torch.zeros(1, 3, 32, 32))  # type: ignore[arg-type]
+    assert "load_model" in caught.value.fix

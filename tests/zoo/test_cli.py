@@ -48,6 +48,10 @@ USAGE = {
     "wrong type": (["pretrain", "mae-vit-t", "training.epochs=many", "--show"], "training.epochs"),
     "wrong number": (["pretrain", "mae-vit-t", "--nproc", "0"], "nproc"),
     "no data": (["eval", "somewhere", "knn"], "--data"),
+    "a name no folder can have": (["eval", "x" * 300, "knn", "--data", "."], "no model of this"),
+    "the same, verified": (["verify", "x" * 300], "no model of this name"),
+    "the same, pushed": (["push", "x" * 300, "--repo", "me/x"], "no run and no model folder"),
+    "nobody's home": (["verify", "~nobody-of-this-name/x"], "no model"),
     "no model": (["eval", "./nowhere", "knn", "--data", "."], "no model of this name"),
 }
 

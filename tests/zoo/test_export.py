@@ -223,10 +223,12 @@ def test_the_same_again_changes_nothing(
     monkeypatch.setattr(torch.onnx, "export", None)
     before = _states(copied)
     for out in (copied, copied / "student.onnx"):
-        again = export(str(models["student"]), data=photos, out=out)
+        again = export(str(models["student"]), data=photos, out=out, images=11)
         assert (again.present, again.file) == (True, copied / "student.onnx")
         assert again.record == exports["student"].record
         assert "already there" in again.text()
+    with pytest.raises(UsageError, match="compared on other images"):
+        export(str(models["student"]), data=photos, out=copied, images=7)
     assert _states(copied) == before
 
 
@@ -304,7 +306,7 @@ def test_the_verb(
     assert stranger.exists()
     after = [(log.level, list(log.handlers), log.propagate, log.disabled) for log in loggers]
     assert (after, warnings.filters, logging.root.manager.disable) == (before, filters, disabled)
-    assert code_of(*words) == 0
+    assert code_of(*words, "--images", "11") == 0
     shown = capfd.readouterr()
     assert "gives:   features (batch, 24), tokens (batch, 17, 24)" in shown.out
     assert "already there" in shown.out

@@ -68,9 +68,10 @@ def test_another_key_signs_anew(
 
 
 def test_a_stale_signature_does_not_stay(
-    hub: OwnHub, api: HfApi, model: Path, key: Path, tmp_path: Path
+    hub: OwnHub, api: HfApi, model: Path, key: Path, settings: Path, tmp_path: Path
 ) -> None:
     publish(model, key)
+    (settings / "catalog.toml").unlink()  # of another publisher, who knows of no signer
     publish(make(tmp_path / "other", seed=1), None)
     assert SIGNATURE not in api.list_repo_files(NAME)
 
@@ -105,3 +106,28 @@ def test_the_key_never_gets_in(hub: OwnHub, api: HfApi, model: Path) -> None:
     with pytest.raises(IntegrityError, match="does not belong"):
         publish(model, key)
     assert posts(hub, "/commit/") == 0
+
+
+def test_another_model_of_the_same_signer_is_not_this_one(
+    hub: OwnHub, api: HfApi, model: Path, key: Path, settings: Path, tmp_path: Path
+) -> None:
+    publish(model, key)
+    other = make(tmp_path / "other", seed=1)
+    with packed(str(other), Terms(repository="me/other", sign=key)) as package:
+        push(package, patience=FAST)
+        api.upload_folder(repo_id=NAME, folder_path=package.folder)
+    with pytest.raises(IntegrityError, match="signed as me/other"):
+        pull_model("tiny@main")
+    assert not list((tmp_path / "cache").glob("models--me--tiny/snapshots/*"))
+
+
+def test_a_signer_is_not_lost_by_forgetting_the_key(
+    hub: OwnHub, api: HfApi, model: Path, key: Path, settings: Path, tmp_path: Path
+) -> None:
+    publish(model, key)
+    with pytest.raises(UsageError, match="is signed by") as caught:
+        publish(model, None)
+    assert "--sign" in caught.value.fix
+    assert posts(hub, "/commit/") == 1
+    pushed = publish(model, key_file(tmp_path, OTHER))
+    assert "signed by another than before" in pushed.notes[0]

@@ -79,9 +79,10 @@ def processor_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     slow = list(_slow_threads(environ, cores, of))
     yield from slow
     if not slow:
-        names = ("OMP_WAIT_POLICY", *_THREADS)
-        told = (f"{name}={printable(environ[name], 20)}" for name in names if name in environ)
-        yield Check("threads", OK, ", ".join(told) or "as the libraries choose")
+        policy = printable(environ.get("OMP_WAIT_POLICY", "PASSIVE"), 20)  # zoo's own, if not set
+        told = [f"OMP_WAIT_POLICY={policy}" + " (zoo's default)" * (policy == "PASSIVE")]
+        told += [f"{name}={printable(environ[name], 20)}" for name in _THREADS if name in environ]
+        yield Check("threads", OK, ", ".join(told))
 
 
 def usable_cores(group: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
