@@ -63,6 +63,9 @@ class Score:
     data_fingerprint: str
     settings: dict[str, Any] = field(default_factory=dict)
     """The protocol's own."""
+    transform: dict[str, Any] = field(default_factory=dict)
+    """Preprocessing as resolved."""
+    dtype: str = ""
     code_version: str = ""
 
 

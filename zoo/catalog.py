@@ -265,6 +265,13 @@ def add_to_user_catalog(entry: Entry) -> Path:
     file = Path(os.path.realpath(config_folder() / "catalog.toml"))
     record = as_record(entry)
     checked = parse_entry(entry.name, record)
+    shipped, _ = _tables(_SHIPPED)
+    if parse_entry(entry.name, {**shipped.get(entry.name, {}), **record}) != checked:
+        raise UsageError(
+            f"the shipped catalog has another model by the name of {entry.name}",
+            where=str(file),
+            fix="publish it under another name, or pull it by its repository",
+        )
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_name(".catalog.lock")):  # two pushes may end at once

@@ -1,8 +1,11 @@
 """The Hub's own client, for what is sent: what its failures mean, and how it behaves here."""
 
 import contextlib
+import json
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
@@ -17,7 +20,8 @@ from huggingface_hub.utils import (
 )
 
 from zoo.errors import UsageError
-from zoo.wire import RETRIED, TransientError
+from zoo.files import disk_errors
+from zoo.wire import RETRIED, TransientError, retry_after
 
 _MAIN = constants.DEFAULT_REVISION
 
@@ -26,19 +30,22 @@ _MAIN = constants.DEFAULT_REVISION
 def meaning(api: HfApi, name: str) -> Iterator[None]:
     """What a failure of the Hub's client means; the token stands in none of it."""
     try:
-        yield
+        with disk_errors(Path(tempfile.gettempdir())):
+            yield
     except HfHubHTTPError as error:
         raise _refusal(api, name, error) from None
     except HTTPError as error:
         unreachable = type(error).__name__ in {"ConnectError", "ConnectTimeout", "ProxyError"}
         raise TransientError(type(error).__name__, unreachable=unreachable) from None
+    except (json.JSONDecodeError, UnicodeError):  # of a proxy, say
+        raise TransientError("an answer that is not JSON") from None
     except ValueError as error:  # of the client, which lets the Hub judge the page first
         raise UsageError(
             "the Hub refused the model's page or names",
             where=_without_token(api, " ".join(str(error).split())),
             fix="change what it names, and push again",
         ) from None
-    except (RuntimeError, OSError) as error:  # of hf_xet
+    except (RuntimeError, OSError) as error:  # of hf_xet, or of this machine
         raise TransientError(_without_token(api, str(error))) from None
 
 
@@ -47,7 +54,7 @@ def _refusal(api: HfApi, name: str, error: HfHubHTTPError) -> Exception:
     said = _without_token(api, error.server_message or "")
     where = f"{name}: status {status}" + (f", {said}" if said else "")
     if status in RETRIED or status in {409, 412}:  # somebody else's commit came between
-        return TransientError(f"status {status}")
+        return TransientError(f"status {status}", wait=retry_after(error.response.headers))
     if status in {401, 403}:
         return UsageError(
             "the Hub does not know the token"

@@ -12,6 +12,20 @@ from zoo.errors import IntegrityError, UsageError
 
 NOT_STATED = "not stated"
 
+# https://huggingface.co/docs/hub/repositories-licenses
+LISTED = frozenset(
+    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+    c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
+    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl
+    ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
+    lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0
+    odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+    deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2
+    llama3.3 llama4 grok2-community gemma unknown other""".split()  # noqa: SIM905
+)
+
 _CREATIVE_COMMONS = (
     *("cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0"),
     *("cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0"),
@@ -23,7 +37,7 @@ _OPEN = (
     *("unlicense", "zlib", "bsl-1.0", "afl-3.0", "artistic-2.0", "ecl-2.0", "ncsa", "wtfpl"),
 )
 KNOWN = frozenset((*_CREATIVE_COMMONS, *_OPEN))
-"""As the Hub spells them; of these we know what they ask."""
+"""Of these we know what they ask."""
 
 
 def normalised(license_: str) -> str:
@@ -42,7 +56,7 @@ class HubLicense(NamedTuple):
 def hub_license(license_: str, link: str) -> HubLicense:
     """The keys for the Hub.  link: where the text of a licence it does not list stands."""
     name = normalised(license_)
-    if name in KNOWN:
+    if name in LISTED - {"other", "unknown"}:
         return HubLicense(name)
     slug = re.sub(r"[^a-z0-9.-]+", "-", name).strip("-.") or "see-record"
     return HubLicense("other", slug, link)
@@ -51,6 +65,8 @@ def hub_license(license_: str, link: str) -> HubLicense:
 def objection(ancestor: str, published: str) -> str | None:
     """Why what was made from weights of one licence cannot be published under another, if so."""
     ours, theirs = normalised(published), normalised(ancestor)
+    if theirs in LISTED - KNOWN - {"other", "unknown"}:
+        return None if ours == theirs else f"what it asks is for you to read: --license {theirs}"
     if theirs not in KNOWN:
         return "nobody has said that it may be shared"
     words = set(theirs.split("-")) if theirs in _CREATIVE_COMMONS else set()

@@ -4,15 +4,16 @@ import contextlib
 import json
 import math
 import os
-import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 from huggingface_hub import get_token
+from platformdirs import user_cache_path
 from safetensors import safe_open
 
 from zoo.card import TEACHER, Card, FileRecord
@@ -25,46 +26,27 @@ from zoo.files import (
     disk_errors,
     is_there,
     sha256_of,
+    sweep,
     typed_path,
 )
 from zoo.layout import read_layout
-from zoo.leaks import paths_in, portable, secrets_in
-from zoo.licenses import KNOWN, NOT_STATED, publishable
+from zoo.leaks import paths_in, portable, secrets_in, texts_of
+from zoo.licenses import NOT_STATED, publishable
 from zoo.page import Publication, readme
 from zoo.scores import scores_of
-from zoo.settings import is_namespace, is_repository
 from zoo.signing import SIGNATURE, sign_folder
 from zoo.tensors import read_shapes, read_tensors, require_finite
+from zoo.terms import Terms
 from zoo.tree import MOST_FETCHED, is_fetched
 from zoo.verify import CONFIG, RECORD, WEIGHTS, verify
 
 PAGE = "README.md"
-_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,59}")
-_TEXTS = {".json", ".md", ".txt", ".svg", ""}
+_TEXTS = {".json", ".md", ".txt", ".svg", ".png", ""}
 _EXTRA = {".md", ".txt", ".svg", ".png"}
+# Of a pull: what it noted, and a signature over other files than these will be.
+_LEFT_OUT = {".cache", ".gitattributes", SIGNATURE}
 _LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 _STATED = ("mean", "std", "input_size", "interpolation", "crop_pct")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Terms:
-    """What the publisher says of a model, beside what its folder says."""
-
-    repository: str
-    """``org/name``"""
-    license: str | None = None
-    """Null for what the record states."""
-    acknowledged: bool = False
-    """The publisher holds the rights in what the model was made from, or has leave."""
-    datasets: tuple[str, ...] = ()
-    """Ids of the Hub."""
-    base_model: str | None = None
-    about: str = ""
-    """Markdown for the page."""
-    results: Path = Path("results")
-    """Where ``zoo eval`` wrote."""
-    sign: Path | None = None
-    """The private key to sign with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,58 +100,6 @@ class Package:
         return (self.folder / PAGE).read_text(encoding="utf-8")
 
 
-def terms_of(
-    repository: str,
-    *,
-    license_: str | None = None,
-    acknowledged: bool = False,
-    datasets: Sequence[str] = (),
-    base_model: str | None = None,
-    about: Path | None = None,
-    results: Path = Path("results"),
-    sign: Path | None = None,
-) -> Terms:
-    """The publisher's words, checked.  about: a Markdown file.  Raises UsageError."""
-    for text, what in [(repository, "--repo"), (base_model, "--base-model")]:
-        if text is not None and not is_repository(text):
-            raise UsageError(
-                f"the Hub can have no repository {text[:120]!r}",
-                where=what,
-                fix="give ORG/NAME: letters, digits, dots, dashes, underscores",
-            )
-    for text in datasets:
-        if not all(map(is_namespace, text.split("/"))) or text.count("/") > 1:
-            raise UsageError(
-                f"the Hub can have no data set {text[:120]!r}",
-                where="--dataset",
-                fix="give ORG/NAME, such as ILSVRC/imagenet-1k",
-            )
-    if license_ is not None and not _LICENSE.fullmatch(license_):
-        raise UsageError(
-            f"not a licence's name: {license_[:120]!r}",
-            where="--license",
-            fix=f"one the Hub lists, such as apache-2.0 or cc-by-nc-4.0 ({len(KNOWN)} are known "
-            "here), or a short name and a LICENSE file in the folder",
-        )
-    try:
-        words = about.read_text(encoding="utf-8") if about else ""
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UsageError(
-            f"--about cannot be read: {reason}", where=str(about), fix="give a Markdown file"
-        ) from error
-    return Terms(
-        repository=repository,
-        license=license_,
-        acknowledged=acknowledged,
-        datasets=tuple(datasets),
-        base_model=base_model,
-        about=words,
-        results=results,
-        sign=sign,
-    )
-
-
 def folder_of(source: str) -> Path:
     """The model folder of a run, a folder, or a name below ``models/``.  Raises UsageError."""
     given = typed_path(source)
@@ -209,7 +139,7 @@ def packed(source: str, terms: Terms) -> Iterator[Package]:
         _made_from(card),
         acknowledged=terms.acknowledged,
     )
-    scores, skipped = scores_of(card.digest, terms.results)
+    scores, skipped = scores_of(card.digest, terms.results, card.scores)
     card = replace(
         card,
         scores=scores,
@@ -218,8 +148,7 @@ def packed(source: str, terms: Terms) -> Iterator[Package]:
         repository=terms.repository,
         files={},
     )
-    with tempfile.TemporaryDirectory(prefix="zoo-push-") as temp:
-        place = Path(temp)
+    with _workplace() as place:
         with disk_errors(place):
             card = _write(folder, place, names, card, terms, parameters)
         _require_no_leaks(place)
@@ -236,13 +165,28 @@ def packed(source: str, terms: Terms) -> Iterator[Package]:
         )
 
 
+@contextlib.contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder of this process; what a killed push left behind is cleared away."""
+    top = user_cache_path("tinyzoo") / "push"
+    with disk_errors(top):
+        top.mkdir(parents=True, exist_ok=True)
+        sweep(top)
+        place = top / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        place.mkdir(mode=0o700)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def _require_known_files(folder: Path) -> list[str]:
     """Names of what may be published; IntegrityError names everything that may not."""
     names, refused = [], []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name == ".cache" or name.startswith(".cache/huggingface") or name == SIGNATURE:
-            continue  # of a pull: what it noted, and a signature over other files than these
+        if name in _LEFT_OUT or name.startswith(".cache/huggingface"):
+            continue
         if path.is_symlink():
             refused.append(f"{name} is a link")
         elif path.is_dir():
@@ -289,12 +233,13 @@ def _require_sound_weights(folder: Path) -> int:
     require_finite(path, read_tensors(path))  # a head too
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    if metadata.keys() - {"format"}:
+    if metadata not in ({}, {"format": "pt"}):
         raise IntegrityError(
             "refused to publish what is written in the header of the weights",
             where=f"{path}: {', '.join(sorted(metadata))[:200]}",
             fix="save the weights again without metadata",
         )
+    _require_timm_loads(folder)
     layout = read_layout(folder / CONFIG)
     absent = [key for key in _STATED if layout.get("pretrained_cfg", {}).get(key) is None]
     if absent:
@@ -304,6 +249,18 @@ def _require_sound_weights(folder: Path) -> int:
             fix="export the model again",
         )
     return sum(math.prod(shape) for shape in names.values())
+
+
+def _require_timm_loads(folder: Path) -> None:
+    try:
+        timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
+    except Exception as error:  # of timm's, of torch's: whatever it is, a reader would meet it
+        reason = " ".join(str(error).split())[:300]
+        raise IntegrityError(
+            "timm does not load this model",
+            where=f"{folder}: {reason}",
+            fix="export or import the model again",
+        ) from error
 
 
 def _made_from(card: Card) -> dict[str, str]:
@@ -371,9 +328,15 @@ def _require_no_leaks(place: Path) -> None:
     for path in sorted(place.rglob("*")):
         if not path.is_file() or path.suffix not in _TEXTS:
             continue
-        name, text = path.relative_to(place).as_posix(), path.read_text("utf-8", errors="replace")
-        found += [f"{name}, line {line}: {kind}" for line, kind in secrets_in(text, token)]
-        found += [f"{name}, line {line}: the path {p[:80]}" for line, p in paths_in(text)]
+        name = path.relative_to(place).as_posix()
+        try:
+            for text in texts_of(path):
+                found += [f"{name}, line {line}: {kind}" for line, kind in secrets_in(text, token)]
+                found += [f"{name}, line {line}: the path {p[:80]}" for line, p in paths_in(text)]
+        except ValueError as error:
+            reason = "is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+            found.append(f"{name} {reason}")
+    found = list(dict.fromkeys(found))
     if found:
         raise IntegrityError(
             "refused to publish a secret, or where things lie on this machine",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, constants
 
 from zoo.card import Card, Score, TeacherRecord
 from zoo.licenses import NOT_STATED, hub_license
@@ -61,7 +61,7 @@ def _front_matter(
     card: Card, layout: Mapping[str, Any], publication: Publication | None
 ) -> ModelCardData:
     task = "image-classification" if layout.get("num_classes") else "image-feature-extraction"
-    link = (publication and publication.license_file) or "zoo.json"
+    link = _license_link(publication)
     terms = hub_license(card.licenses.get("weights", NOT_STATED), link)
     return ModelCardData(
         library_name="timm",
@@ -81,6 +81,16 @@ def _front_matter(
     )
 
 
+def _license_link(publication: Publication | None) -> str:
+    """Where the text of a licence stands that the Hub does not list: LICENSE, or an address."""
+    if publication is None:
+        return "zoo.json"
+    if publication.license_file in {"LICENSE", "LICENSE.md"}:
+        return publication.license_file
+    file = publication.license_file or "zoo.json"
+    return f"{constants.ENDPOINT}/{publication.repository}/blob/main/{file}"
+
+
 def _eval_result(task: str, score: Score) -> EvalResult:
     """A line of the model-index: the protocol stands in the metric's name, the evidence beside."""
     return EvalResult(
@@ -90,13 +100,18 @@ def _eval_result(task: str, score: Score) -> EvalResult:
         dataset_revision=score.data_fingerprint,
         metric_type=_metric_type(score),
         metric_value=score.value,
-        metric_name=f"{score.protocol} {score.metric}",
+        metric_name=f"{score.protocol} {score.metric}" + _settings(score),
         metric_args={
             "standard_error": score.standard_error,
             "samples": score.samples,
             "settings": score.settings,
         },
     )
+
+
+def _settings(score: Score) -> str:
+    text = ", ".join(f"{key} {value}" for key, value in score.settings.items())
+    return f" ({text})" if text else ""
 
 
 def _metric_type(score: Score) -> str:
@@ -173,7 +188,7 @@ def _scores(scores: list[Score]) -> str:
     if not scores:
         return "Not measured."
     rows = [
-        f"| {score.protocol} ({', '.join(f'{k} {v}' for k, v in score.settings.items())}) "
+        f"| {score.protocol}{_settings(score)} "
         f"| {score.data} | {score.metric} | {score.value:.2f} ± {score.standard_error:.2f} "
         f"| {score.samples:,} |"
         for score in scores

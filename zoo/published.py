@@ -10,10 +10,10 @@ from zoo.verify import CONFIG
 
 
 def entry_of(package: Package, commit: str) -> Entry:
-    """The entry, pinned: the shipped one of this name where the network is the same.
+    """The entry, pinned: that of this name where network and method are the same.
 
-    Raises UsageError where the user's catalog is broken, ValueError where the catalog has no place
-    for what the model says of itself.
+    Raises UsageError where the user's catalog is broken, ValueError where the name is taken by
+    another repository, or the catalog has no place for what the model says of itself.
     """
     name = package.terms.repository.partition("/")[2]
     pins = {file: FilePin(sha256=r.sha256, size=r.size) for file, r in package.files.items()}
@@ -24,7 +24,10 @@ def entry_of(package: Package, commit: str) -> Entry:
     licenses = Licenses(code=card.licenses.get("code", "not stated"), weights=package.license)
     network = _network(package)
     known = load_catalog().models
-    if (entry := known.get(name)) and entry.network == network:
+    entry = known.get(name)
+    if entry and entry.hosted and entry.hosted.repository != hosted.repository:
+        raise ValueError(f"{name} is there already: that of {entry.hosted.repository}")
+    if entry and entry.network == network and entry.method == card.method:
         return replace(entry, hosted=hosted, licenses=licenses)
     teacher = card.teacher.name.rpartition("/")[2] if card.teacher else None
     return Entry(

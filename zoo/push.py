@@ -22,7 +22,7 @@ from zoo.files import atomic_write
 from zoo.package import Package, record_of
 from zoo.published import entry_of
 from zoo.signing import SIGNATURE, check_signature
-from zoo.tree import Entry, Listing, is_fetched
+from zoo.tree import Entry, Listing, is_commit, is_fetched
 from zoo.verify import matches
 from zoo.wire import Patience, Wire
 
@@ -100,8 +100,7 @@ def push(
     UsageError (no token, no right, a tag that marks other files), NetworkError, IntegrityError
     where the Hub then lists other bytes than were sent.
     """
-    if tag is not None and not _TAG.fullmatch(tag):
-        raise UsageError(f"not a tag: {tag[:80]!r}", fix="use letters, digits, dots and dashes")
+    require_tag(tag)
     job = _begin(package, tag, patience or Patience())
     _require_signer_kept(job)
     _require_repository(job, private=private)
@@ -124,6 +123,19 @@ def push(
         catalog=catalog,
         notes=tuple(job.notes),
     )
+
+
+def require_tag(tag: str | None) -> None:
+    """Raise UsageError for what git, or the Hub, would not take as a tag; null is fine."""
+    if tag is None:
+        return
+    git_refuses = not _TAG.fullmatch(tag) or ".." in tag or tag.endswith((".", ".lock"))
+    if git_refuses or tag in {_MAIN, "HEAD"} or is_commit(tag):
+        raise UsageError(
+            f"this can be no tag: {tag[:80]!r}",
+            where="--tag",
+            fix="use letters, digits, dots and dashes, such as v1.0",
+        )
 
 
 def _begin(package: Package, tag: str | None, patience: Patience) -> _Push:
@@ -268,6 +280,10 @@ def _is_listed(job: _Push, name: str, entry: Entry | None) -> bool:
 def _require_tag_free(job: _Push, head: str, missing: list[str]) -> None:
     """A tag that others may have pinned is never moved."""
     marked = _tags(job).get(job.tag or "")
+    if job.tag and any(ref.name == job.tag for ref in job.api.list_repo_refs(job.name).branches):
+        raise UsageError(
+            f"{job.tag} is a branch of {job.name}", where="--tag", fix="choose another --tag"
+        )
     if marked is None or (marked == head and not missing):
         return
     if not _differing(job, ask_listing(job.wire, job.name, marked)):
@@ -288,6 +304,7 @@ def _marked(job: _Push, commit: str) -> str:
     with meaning(job.api, job.name):
         tags = _tags(job)
         if job.tag in tags:
+            _require_tag_free(job, commit, [])  # another push may have set it meanwhile
             return str(job.tag)
         numbers = {int(found[1]): name for name in tags if (found := _NUMBERED.fullmatch(name))}
         here = [name for _, name in sorted(numbers.items()) if tags[name] == commit]

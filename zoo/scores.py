@@ -1,7 +1,7 @@
 """The result files of ``zoo eval``, as far as a model's own scores are concerned."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ _KEYS = [field.name for field in fields(Score)]
 _SCORE = TypeAdapter(Score)
 
 
-def scores_of(digest: str, results: Path) -> tuple[list[Score], list[str]]:
+def scores_of(
+    digest: str, results: Path, known: Iterable[Score] = ()
+) -> tuple[list[Score], list[str]]:
     """What was measured of the model with this digest, and what could not be read.
 
-    results: the folder of the result files; there need be none.  The newest file of the same
-    evaluation counts.
+    results: the folder of the result files; there need be none.  known: what its record says
+    already, which a file of the same evaluation replaces.
     """
-    found: dict[str, Score] = {}
+    scores = {_key(score): score for score in known}
     skipped = []
     files = results.glob("*.json") if results.is_dir() else []
     for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name)):
@@ -34,15 +36,16 @@ def scores_of(digest: str, results: Path) -> tuple[list[Score], list[str]]:
             continue
         try:
             # By way of JSON: to a strict check a mapping is no instance.
-            known = {key: record[key] for key in _KEYS if key in record}
-            score = _SCORE.validate_json(json.dumps(known))
+            stated = {key: record[key] for key in _KEYS if key in record}
+            score = _SCORE.validate_json(json.dumps(stated))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            skipped.append(f"{file} is no result: {where}: {first['msg']}")
+            told = f"{where}: {first['msg']}; of another version, perhaps: run zoo eval again"
+            skipped.append(f"{file} is no result: {told}")
             continue
-        found[_key(score)] = score
-    return sorted(found.values(), key=_key), skipped
+        scores[_key(score)] = score
+    return sorted(scores.values(), key=_key), skipped
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -57,5 +60,5 @@ def _no_number(text: str) -> Iterator[None]:
 
 
 def _key(score: Score) -> str:
-    settings = json.dumps(score.settings, sort_keys=True)
-    return f"{score.protocol} {score.metric} {score.data} {score.data_fingerprint} {settings}"
+    kind = [score.protocol, score.metric, score.data, score.data_fingerprint, score.dtype]
+    return json.dumps([*kind, score.settings, score.transform], sort_keys=True)

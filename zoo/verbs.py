@@ -154,9 +154,11 @@ def push_(
 
     The files are judged and shown first, and read back before the tag is set.
     """
-    from zoo.package import packed, terms_of
-    from zoo.push import push
+    from zoo.package import packed
+    from zoo.push import push, require_tag
+    from zoo.terms import terms_of
 
+    require_tag(tag)
     terms = terms_of(
         repo,
         license_=license_,
@@ -172,11 +174,15 @@ def push_(
             answer(package.text() + (f"\n\n{package.page()}" if dry_run else ""), False)
             sys.stdout.flush()
         if not dry_run and not (yes or json_) and sys.stdin.isatty():
-            typer.confirm(f"publish {len(package.files)} files as {repo}?", abort=True, err=True)
+            question = f"publish {len(package.files)} files as {repo}?"
+            if not typer.confirm(question, err=True):
+                print("nothing was sent", file=sys.stderr)
+                raise typer.Exit(Exit.INTERRUPTED)
         plan = package.as_dict() | ({"page": package.page()} if dry_run else {})
         pushed = None if dry_run else push(package, private=private, tag=tag)
     if json_:
-        answer(plan | (pushed.as_dict() if pushed else {}), json_)
+        done = pushed.as_dict() if pushed else {"notes": []}
+        answer(plan | done | {"notes": [*plan["notes"], *done["notes"]]}, json_)
     elif pushed:
         answer(pushed.text(), json_)
 

@@ -162,7 +162,7 @@ class Wire:
     def _meaning(self, response: Any, url: str) -> Exception:
         status, code = response.status_code, response.headers.get("x-error-code", "")
         if status in RETRIED:
-            return TransientError(f"status {status}", wait=_retry_after(response.headers))
+            return TransientError(f"status {status}", wait=retry_after(response.headers))
         if status == 403 or code == "GatedRepo":
             return UsageError(
                 f"the Hub does not give {self.source!r} to you: it is gated, or the token has "
@@ -269,7 +269,8 @@ def _place(url: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text + parts.path)[:300]
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait; null where it does not say."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])

@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse, Response
 from zoo.card import Card
 from zoo.errors import ZooError
 from zoo.folder import save_model
-from zoo.package import Terms, packed
+from zoo.package import packed
 from zoo.push import Pushed, push
+from zoo.terms import Terms
 from zoo.vit import build_vit
 from zoo.wire import Patience
 

@@ -1,12 +1,16 @@
 """Secrets and absolute paths are found, and ordinary text is left alone."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from zoo.leaks import paths_in, portable, secrets_in
+from zoo.leaks import paths_in, portable, secrets_in, texts_of
 
 SECRETS = [
     "hf_" + "a1B2" * 8,
@@ -26,6 +30,14 @@ SECRETS = [
     "https://alice:hunter2@example.org/x",
     'password = "correct horse"',
     "API_KEY=0123456789abcdef",
+    "WANDB_API_KEY=0123456789abcdef",
+    "DB_PASSWORD=hunter2222",
+    "AWS_SECRET_ACCESS_KEY=abc/DEF+0123456789",
+    "CLIENT_SECRET: abc123def456",
+    "_hf_" + "a1B2" * 8,
+    "HTTPS://alice:hunter2@example.org",
+    "postgres://:hunter2222@db/x",
+    "https://0123456789abcdef@example.org/x",
 ]
 
 
@@ -51,6 +63,12 @@ ORDINARY = [
     "~5 M parameters, ~0.7/epoch",
     "![curve](images/curve.png) [zoo.json](zoo.json)",
     "folder:train",
+    "use `~/.cache/huggingface`, /path/to/imagenet, /dev/null; #!/usr/bin/env python",
+    "the secret: attention is everything; no password: none needed",
+    "hf_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx, https://user:password@host/, https://me@host",
+    "sk-learn-compatible-estimators-and-more",
+    '<image href="data:image/png;base64,iVBORw0KGgo+/abc/def/ghi+/jkl/mno=="/>',
+    "a formula: $$\\hline\\alpha$$",
 ]
 
 
@@ -85,16 +103,20 @@ def test_an_absolute_path_is_found(path: str, around: str) -> None:
 def test_a_recipe_keeps_the_last_part_of_a_path() -> None:
     recipe = {
         "data.source": "folder:/home/alice/imagenette/train",
-        "method.teacher.source": "C:\\Users\\alice\\runs\\mae",
+        "spaces": "folder:/home/alice smith/photos/train set",
+        "windows": "C:\\Users\\alice smith\\runs\\mae",
+        "home": "/home/alice",
         "data.crop_scale": [0.2, 1.0],
-        "more": {"places": ["/a/b/c", "plain"]},
+        "more": {"places": ["/a/b/c", "plain", "see /a/b/c and x"]},
         "training.seed": 0,
     }
     assert portable(recipe) == {
         "data.source": "folder:train",
-        "method.teacher.source": "mae",
+        "spaces": "folder:train set",
+        "windows": "mae",
+        "home": "…",
         "data.crop_scale": [0.2, 1.0],
-        "more": {"places": ["c", "plain"]},
+        "more": {"places": ["c", "plain", "see c and x"]},
         "training.seed": 0,
     }
 
@@ -102,3 +124,42 @@ def test_a_recipe_keeps_the_last_part_of_a_path() -> None:
 @given(st.text(max_size=200))
 def test_what_is_portable_holds_no_path(text: str) -> None:
     assert list(paths_in(portable({"key": text})["key"])) == []
+
+
+def test_every_string_of_a_json_file_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"k\nhf_x": ["first\n/home/alice/x", {"b": "c"}]}))
+    texts = list(texts_of(tmp_path / "a.json"))[1:]
+    assert texts == ["k\nhf_x", "first\n/home/alice/x", "b", "c"]
+    assert [path for text in texts for _, path in paths_in(text)] == ["/home/alice/x"]
+
+
+def test_the_words_of_a_png_are_looked_at(tmp_path: Path) -> None:
+    words = PngInfo()
+    words.add_text("Source", "/home/alice/figure.py")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=words)
+    assert [path for text in texts_of(tmp_path / "a.png") for _, path in paths_in(text)] == [
+        "/home/alice/figure.py"
+    ]
+    Image.new("RGB", (2, 2)).save(tmp_path / "b.png")
+    assert list(texts_of(tmp_path / "b.png")) == []
+
+
+def hidden(folder: Path) -> Iterator[Path]:
+    """Files whose words are not to be had in the usual way."""
+    (folder / "utf16.txt").write_text("hf_secret", encoding="utf-16")
+    (folder / "nul.md").write_bytes(b"a\0b")
+    (folder / "latin.txt").write_bytes(b"\xe9t\xe9")
+    (folder / "no.png").write_bytes(b"/home/alice/x")
+    compressed = PngInfo()
+    compressed.add_text("Source", "/home/alice/x", zip=True)
+    Image.new("RGB", (2, 2)).save(folder / "zip.png", pnginfo=compressed)
+    Image.new("RGB", (2, 2)).save(folder / "tail.png")
+    with (folder / "tail.png").open("ab") as file:
+        file.write(b"/home/alice/x")
+    yield from sorted(folder.iterdir())
+
+
+def test_words_that_are_hidden_are_refused(tmp_path: Path) -> None:
+    for file in hidden(tmp_path):
+        with pytest.raises(ValueError):
+            list(texts_of(file))

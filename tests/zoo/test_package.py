@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from zoo.card import Card, FileRecord, TeacherRecord, read_card
 from zoo.errors import Exit, UsageError, ZooError
 from zoo.files import sha256_of
 from zoo.folder import save_model, verify
-from zoo.package import Package, Terms, folder_of, packed, terms_of
+from zoo.package import Package, folder_of, packed
+from zoo.terms import Terms, terms_of
 from zoo.vit import build_vit
 
 TERMS = Terms(repository="me/tiny", license="mit")
@@ -162,11 +164,12 @@ def test_nan_weights_are_refused(run: Path) -> None:
     assert "blocks.1.mlp.fc1.weight" in str(error)
 
 
-def test_words_in_the_header_of_the_weights_are_refused(run: Path) -> None:
+@pytest.mark.parametrize("odd", [{"host": "alice-laptop"}, {"format": f"pt {TOKEN}"}])
+def test_words_in_the_header_of_the_weights_are_refused(run: Path, odd: dict) -> None:
     path = run / "export" / "model.safetensors"
-    save_file(load_file(path), path, metadata={"format": "pt", "host": "alice-laptop"})
+    save_file(load_file(path), path, metadata={"format": "pt", **odd})
     record_anew(run / "export")
-    assert "host" in refusal(run).where
+    assert next(iter(odd)) in refusal(run).where
 
 
 def test_weights_of_another_network_are_refused(run: Path) -> None:
@@ -207,6 +210,11 @@ LEAKS = {
 }
 
 
+def test_a_text_in_another_encoding_is_refused(run: Path) -> None:
+    (run / "export" / "notes.txt").write_text("plain words", encoding="utf-16")
+    assert "notes.txt is not UTF-8" in refusal(run).where
+
+
 @pytest.mark.parametrize(("place", "text"), LEAKS.values(), ids=LEAKS.keys())
 def test_secrets_and_paths_are_refused_with_their_line(run: Path, place: str, text: str) -> None:
     terms = TERMS
@@ -219,7 +227,15 @@ def test_secrets_and_paths_are_refused_with_their_line(run: Path, place: str, te
     assert ("README.md" if place == "about" else f"{place}, line 2") in error.where
 
 
-@pytest.mark.parametrize("odd", [{"environment": {"home": "/root/x/y"}}, {"code_version": TOKEN}])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"environment": {"home": "/root/x/y"}},
+        {"environment": {"motto": "first\n/home/alice/x"}},
+        {"environment": {f"first\n{TOKEN}": "x"}},
+        {"code_version": TOKEN},
+    ],
+)
 def test_a_record_that_tells_too_much_is_refused(tmp_path: Path, odd: dict) -> None:
     assert "zoo.json" in refusal(make_run(tmp_path / "runs" / "x", **odd)).where
 
@@ -319,7 +335,36 @@ def test_another_file_system_is_no_obstacle(run: Path, monkeypatch: pytest.Monke
 def test_an_error_leaves_nothing_in_the_temporary_folder(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
-    (tmp_path / "temp").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "cache" / "tinyzoo" / "push"
+    (place / ".tmp-999999999-killed").mkdir(parents=True)
     refusal(run, replace(TERMS, about="see /home/alice/x"))
-    assert list((tmp_path / "temp").iterdir()) == []
+    assert list(place.iterdir()) == []
+
+
+def test_a_model_that_timm_does_not_load_is_refused(run: Path) -> None:
+    path = run / "export" / "model.safetensors"
+    weights = {**load_file(path), "head.weight": torch.zeros(3, TEACHER.width)}
+    save_file({**weights, "head.bias": torch.zeros(3)}, path, metadata={"format": "pt"})
+    record_anew(run / "export")
+    error = refusal(run)
+    assert "timm does not load" in error.what
+    assert "head.bias" in error.where
+
+
+def test_what_git_keeps_beside_a_model_is_left_out(run: Path) -> None:
+    (run / "export" / ".gitattributes").write_text("* text\n")
+    assert ".gitattributes" not in pack(run).files
+
+
+def test_scores_that_were_published_before_are_not_lost(run: Path, tmp_path: Path) -> None:
+    digest = read_card(run / "export" / "zoo.json").digest
+    score = {"protocol": "knn@1", "metric": "top-1", "value": 61.0, "standard_error": 0.5}
+    evidence = {"samples": 9, "data": "photos", "data_fingerprint": "ab", "model_digest": digest}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "knn.json").write_text(json.dumps({**score, **evidence}))
+    (tmp_path / "results" / "odd.json").write_text("{")
+    with packed(str(run), replace(TERMS, results=tmp_path / "results")) as package:
+        assert "odd.json is no result" in package.notes[0]
+        copy = shutil.copytree(package.folder, tmp_path / "copy")
+    assert [score.value for score in pack(copy).card.scores] == [61.0]

@@ -95,7 +95,7 @@ def test_scores_stand_in_the_model_index_with_protocol_and_evidence() -> None:
     assert name == "tinymim-vit-s"
     knn, diversity = results
     assert (knn.metric_type, knn.metric_value) == ("accuracy", 61.2)
-    assert knn.metric_name == "knn@1 top-1"
+    assert knn.metric_name == "knn@1 top-1 (neighbours 20, pooling cls)"
     assert (knn.dataset_name, knn.dataset_revision) == ("imagenette", "ab" * 32)
     assert knn.metric_args == {
         "standard_error": 0.784,

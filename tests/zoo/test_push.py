@@ -19,10 +19,15 @@ from starlette.responses import JSONResponse, Response
 
 from eval.results import Result
 from zoo import load
+from zoo.card import Card
+from zoo.catalog import load_catalog
 from zoo.errors import Exit, UsageError
+from zoo.folder import save_model
 from zoo.hub import pull_model
-from zoo.package import Terms, packed
+from zoo.package import packed
 from zoo.push import push
+from zoo.terms import Terms
+from zoo.vit import VIT_T, build_vit
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def test_the_page_is_valid_and_its_model_index_parses(
     assert page.data.license == "mit"
     assert page.data.datasets == ["me/photos"]
     (found,) = page.data.eval_results
-    assert (found.metric_name, found.metric_value) == ("knn@1 top-1", 61.25)
+    assert (found.metric_name, found.metric_value) == ("knn@1 top-1 (pooling cls)", 61.25)
     assert (
         json.loads((pull_model(NAME).folder / "zoo.json").read_bytes())["scores"][0]["samples"]
         == 400
@@ -114,7 +119,10 @@ def test_a_tag_is_never_moved(hub: OwnHub, api: HfApi, model: Path, tmp_path: Pa
     assert posts(hub, "/commit/") == 1
 
 
-@pytest.mark.parametrize("tag", ["", "a b", "../x", "-x", "a/b", "x" * 101])
+TAGS = ["", "a b", "../x", "-x", "a/b", "x" * 101, "a..b", "v1.", "v1.lock", "main", "a" * 40]
+
+
+@pytest.mark.parametrize("tag", TAGS)
 def test_a_tag_that_cannot_be(hub: OwnHub, api: HfApi, model: Path, tag: str) -> None:
     failure(model, UsageError, tag=tag)
     assert hub.requests == []
@@ -141,12 +149,42 @@ def test_the_users_catalog_knows_it_by_its_pin(
 def test_a_shipped_name_keeps_what_is_known_of_it(
     hub: OwnHub, api: HfApi, tmp_path: Path, settings: Path
 ) -> None:
-    net = make_convnet(tmp_path / "net")
-    with packed(str(net), Terms(repository="me/dino-rn50", license="mit")) as package:
-        push(package, patience=FAST)
-    entry = tomllib.loads((settings / "catalog.toml").read_text())["models"]["dino-rn50"]
-    assert entry["convnet"]["architecture"] == "resnet18"  # another network: a new entry
-    assert entry["hosted"]["files"]["zoo.json"]["sha256"] == package.files["zoo.json"].sha256
+    card = Card(name="t", method="tinymim", heads=VIT_T.heads, last_trained_block=12)
+    save_model(tmp_path / "t", VIT_T, build_vit(VIT_T, seed=0).state_dict(), card)
+    with packed(
+        str(tmp_path / "t"), Terms(repository="me/tinymim-vit-t", license="mit")
+    ) as package:
+        pushed = push(package, patience=FAST)
+    assert pushed.notes == ()
+    entry = load_catalog().find("tinymim-vit-t")
+    assert entry.hosted is not None
+    assert entry.hosted.commit == pushed.commit
+    assert entry.headline("top1") is not None
+    assert entry.recipe == "tinymim-vit-t"
+
+
+def test_a_shipped_name_is_not_taken_by_another_model(
+    hub: OwnHub, api: HfApi, tmp_path: Path, settings: Path
+) -> None:
+    before = load_catalog().models
+    for name in ("dino-rn50", "mae-vit-l", "tinymim-vit-s"):
+        net = make_convnet(tmp_path / name)
+        with packed(str(net), Terms(repository=f"me/{name}", license="mit")) as package:
+            pushed = push(package, patience=FAST)
+        assert pushed.catalog is None
+        assert "not noted in your catalog" in pushed.notes[0]
+    assert load_catalog().models == before
+    assert load_catalog().problems == {}
+
+
+def test_a_name_is_not_taken_from_another_repository(
+    hub: OwnHub, api: HfApi, model: Path, settings: Path
+) -> None:
+    publish(model)
+    assert "that of me/tiny" in publish(model, name="you/tiny").notes[0]
+    hosted = load_catalog().find("tiny").hosted
+    assert hosted is not None
+    assert hosted.repository == NAME
 
 
 def test_a_catalog_that_cannot_be_written_does_not_undo_a_push(
@@ -227,6 +265,7 @@ def test_the_verb(hub: OwnHub, api: HfApi, model: Path, capsys: pytest.CaptureFi
     assert f"zoo pull {NAME}@first" in shown
     assert zoo(["push", run, "--repo", NAME, "--tag", "first", "--json"]) == Exit.DONE
     record = json.loads(capsys.readouterr().out)
+    assert "LICENSE" in " ".join(record["notes"])
     assert (record["tag"], record["sent"]) == ("first", [])
     assert record["files"]["config.json"]["size"] > 100
     assert zoo(["push", run, "--repo", "nonsense"]) == Exit.USAGE

@@ -1,5 +1,6 @@
 """zoo push against a Hub that refuses, fails, lies or is not there."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 from ownhub import OwnHub
 from pushes import NAME, failure, make, posts, publish, refusing
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from zoo.errors import IntegrityError, NetworkError, UsageError
+from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError, ZooError
 
 
 @pytest.fixture
@@ -143,6 +144,72 @@ def test_a_hub_that_keeps_other_bytes_gets_no_tag(hub: OwnHub, api: HfApi, model
     assert "config.json" in error.where
     assert listed
     assert api.list_repo_refs(NAME).tags == []
+
+
+def test_a_tag_that_another_push_set_meanwhile(
+    hub: OwnHub, api: HfApi, model: Path, tmp_path: Path
+) -> None:
+    first = publish(model, tag="one")
+
+    def after(method: str, path: str) -> None:
+        if method == "POST" and "/commit/" in path:
+            hub.after = lambda method, path: None
+            hub.history.add_tag(NAME, "paper", first.commit)
+
+    hub.after = after
+    error = failure(make(tmp_path / "other", seed=1), UsageError, tag="paper")
+    assert "already marks other files" in error.what
+
+
+def test_a_branch_is_no_tag(hub: OwnHub, api: HfApi, model: Path) -> None:
+    publish(model)
+    api.create_branch(NAME, branch="next")
+    assert "is a branch" in failure(model, UsageError, tag="next").what
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 500])
+def test_a_hub_that_repeats_the_token_is_not_quoted(
+    hub: OwnHub, api: HfApi, model: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+    def answer(request: Request) -> Response | None:
+        if "/commit/" not in request.url.path:
+            return None
+        return JSONResponse({"error": f"bad {request.headers['authorization']}"}, status)
+
+    hub.answer = answer
+    failure(model, ZooError)  # which looks for the token
+
+
+def test_a_proxy_that_answers_with_a_page(
+    hub: OwnHub, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.answer = lambda request: (
+        HTMLResponse("<p>log in</p>") if "preupload" in request.url.path else None
+    )
+    failure(model, NetworkError)
+
+
+def test_a_full_disk_is_said_to_be_one(
+    hub: OwnHub, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(HfApi, "create_commit", full)
+    failure(model, DiskError)
+
+
+def test_a_hub_that_asks_to_wait_is_waited_for(
+    hub: OwnHub, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    hub.answer = refusing("/commit/", 429, times=1, **{"Retry-After": "3"})
+    publish(model)
+    assert sum(waited) >= 3
 
 
 def test_offline_is_said(

@@ -16,9 +16,10 @@ from zoo.catalog import add_to_user_catalog, load_catalog
 from zoo.entry import Hosted
 from zoo.errors import Exit, IntegrityError, UsageError
 from zoo.hub import pull_model
-from zoo.package import Terms, packed
+from zoo.package import packed
 from zoo.push import Pushed, push
 from zoo.signing import SIGNATURE
+from zoo.terms import Terms
 
 
 def publish(model: Path, key: Path | None, **terms: Any) -> Pushed:

@@ -48,10 +48,31 @@ def test_no_folder_holds_no_scores(tmp_path: Path) -> None:
 
 
 def test_the_newest_of_the_same_evaluation_counts(tmp_path: Path) -> None:
-    old = result(transform={"image_size": 32}, value=1).save(tmp_path)
-    result(transform={"image_size": 64}, value=2).save(tmp_path)
+    result(value=2).save(tmp_path / "new")
+    old = result(value=1).save(tmp_path)
+    new = (tmp_path / "new" / old.name).rename(tmp_path / "a.json")
     os.utime(old, ns=(0, 0))
     scores, _ = scores_of(DIGEST, tmp_path)
+    assert [score.value for score in scores] == [2]
+    os.utime(new, ns=(0, 0))
+    os.utime(old)
+    scores, _ = scores_of(DIGEST, tmp_path)
+    assert [score.value for score in scores] == [1]
+
+
+def test_another_transform_is_another_evaluation(tmp_path: Path) -> None:
+    result(transform={"image_size": 32}, value=1).save(tmp_path)
+    result(transform={"image_size": 64}, value=2).save(tmp_path)
+    scores, _ = scores_of(DIGEST, tmp_path)
+    assert {score.value for score in scores} == {1, 2}
+
+
+def test_what_the_record_says_stays_until_it_is_measured_anew(tmp_path: Path) -> None:
+    result(value=1).save(tmp_path / "before")
+    known, _ = scores_of(DIGEST, tmp_path / "before")
+    assert scores_of(DIGEST, tmp_path / "none", known) == (known, [])
+    result(value=2).save(tmp_path)
+    scores, _ = scores_of(DIGEST, tmp_path, known)
     assert [score.value for score in scores] == [2]
 
 

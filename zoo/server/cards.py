@@ -7,22 +7,11 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
+from zoo.licenses import LISTED
+
 MOST_BYTES = 1 << 16
 """Of front matter."""
 
-# https://huggingface.co/docs/hub/repositories-licenses
-LICENSES = frozenset(
-    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
-    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
-    c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
-    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl
-    ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
-    lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0
-    odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
-    deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2
-    llama3.3 llama4 grok2-community gemma unknown other""".split()  # noqa: SIM905
-)
 _TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link", "model_name")
 _LISTS = ("tags", "datasets", "metrics", "language", "base_model")
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
@@ -86,7 +75,7 @@ def check(readme: str) -> tuple[list[str], list[str]]:
 
 def _license_errors(values: dict[str, Any]) -> list[str]:
     named = _as_list(values.get("license", []))
-    unknown = [text for text in named if text not in LICENSES]
+    unknown = [text for text in named if text not in LISTED]
     if unknown:
         return [f'"license" must be one of the identifiers of the Hub, not {unknown[0]!r}']
     if "other" in named and not values.get("license_name"):
