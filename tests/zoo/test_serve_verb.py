@@ -9,14 +9,16 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import make_model
 
 import zoo.cli
 from zoo.errors import Exit, UsageError
-from zoo.server.start import Server
+from zoo.server.start import Served, Server
 
 TOKEN = "hf_canary0123456789"
 
@@ -55,12 +57,22 @@ def lines_until(process: subprocess.Popen[str], last: str) -> Iterator[str]:
             return
 
 
+def status_for(endpoint: str, host: str) -> int:
+    connection = HTTPConnection(endpoint.removeprefix("http://"), timeout=10)
+    connection.request("GET", "/api/models", headers={"Host": host})
+    try:
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def test_from_start_to_stop(served: Path, tmp_path: Path) -> None:
     server = start(served, "--verbose")
     try:
         said = "".join(lines_until(server, "stop:"))
         endpoint = re.findall(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+)", said)[0]
         assert "org/tiny" in said
+        assert status_for(endpoint, "page.example") == 400
         token = (served / ".zoo-serve" / "token").read_text().strip()
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
         environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": token}
@@ -86,9 +98,10 @@ def test_from_start_to_stop(served: Path, tmp_path: Path) -> None:
 
 
 def test_a_scheduler_may_end_it(served: Path) -> None:
-    server = start(served, "--json")
+    server = start(served, "--json", "--host", "0.0.0.0")
     try:
         said = json.loads("".join(lines_until(server, "}")))
+        assert status_for(said["endpoint"], said["elsewhere"].removeprefix("http://")) == 200
         with socket.create_connection(("127.0.0.1", int(said["endpoint"].rpartition(":")[2]))):
             server.terminate()
             rest, log = server.communicate(timeout=30)
@@ -133,6 +146,50 @@ def test_the_token_may_come_from_elsewhere(
     assert "cannot be read" in str(refused(served, token_file=tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("how", ["read", "written", "another user's", "a link"])
+def test_a_token_that_others_may_know_is_refused(
+    served: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    own = served / ".zoo-serve" / "token"
+    own.parent.mkdir()
+    own.write_text(TOKEN)
+    own.chmod({"read": 0o640, "written": 0o602}.get(how, 0o600))
+    if how == "another user's":
+        give_away(own, monkeypatch)
+    if how == "a link":
+        own.symlink_to(own.rename(served / "elsewhere"))
+    error = refused(served)
+    assert error.where == str(own)
+    assert TOKEN not in str(error)
+    with pytest.raises(SystemExit) as stopped:
+        zoo.cli.main(["serve", str(served), "--port", "0"])
+    assert stopped.value.code == Exit.USAGE
+    own.unlink()
+    Server(served, port=0).close()
+    assert TOKEN not in own.read_text()
+
+
+def test_a_given_token_that_others_may_know_is_warned_of(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "token"
+    own.write_text(TOKEN)
+    own.chmod(0o600)
+    assert not _served(served, token_file=own).warnings
+    own.chmod(0o644)
+    assert re.search(r"warning: .*token: it has mode 644", _served(served, token_file=own).text())
+    own.chmod(0o600)
+    give_away(own, monkeypatch)
+    assert "another user's" in _served(served, token_file=own).text()
+
+
+def give_away(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(file, 12345, -1)
+    else:  # only root can; the others become somebody else
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+
 def test_a_port_that_is_taken_is_refused_with_another_way(
     served: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,13 +229,24 @@ def test_what_is_not_served_is_said(served: Path) -> None:
 
 
 def test_more_than_this_machine_is_warned_of(served: Path) -> None:
-    assert not _served(served, host="127.0.0.1").warnings
-    assert "no TLS" in _served(served, host="0.0.0.0").text()
+    local = _served(served)
+    assert not local.warnings
+    assert "elsewhere" not in local.text()
     assert "cannot listen" in str(refused(served, host="host.invalid"))
 
 
-def _served(folder: Path, *, host: str):
-    server = Server(folder, host=host, port=0)
+def test_what_listens_everywhere_has_two_addresses(served: Path) -> None:
+    both = _served(served, host="0.0.0.0")
+    here, elsewhere = both.text().splitlines()[:2]
+    assert re.fullmatch(r"export HF_ENDPOINT=http://127\.0\.0\.1:\d+", here)
+    assert elsewhere == f"# elsewhere: export HF_ENDPOINT={both.elsewhere}"
+    assert socket.gethostname() in both.elsewhere
+    assert "no TLS" in both.text()
+    assert "zoo pull from other machines needs a server that speaks TLS" in both.text()
+
+
+def _served(folder: Path, **options: Any) -> Served:
+    server = Server(folder, port=0, **options)
     server.close()
     return server.served
 

@@ -2,11 +2,13 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -21,14 +23,24 @@ from zoo.server.writing import Writing
 log = logging.getLogger("zoo.server")
 
 _Endpoint = Callable[[Request], Response | Awaitable[Response]]
+# Of [::1] older releases of Starlette see the bracket alone; no name in the DNS begins with it.
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "[")
+"""What a client on this machine calls it."""
+ANY_HOST = ("*",)
+
 _ONE = "/api/models/{org}/{name}"
 _OTHER_KINDS = tuple(f"{api}/{kind}/" for api in ("", "/api") for kind in ("datasets", "spaces"))
 _LFS = "/{org}/{name}.git/info/lfs/objects"
 
 
-def create_app(access: Access) -> ASGIApp:
-    """The Hub of one served folder."""
+def create_app(access: Access, hosts: Sequence[str] = LOCAL_HOSTS) -> ASGIApp:
+    """The Hub of one served folder.
+
+    hosts: the names it answers to.  A page in a browser here could otherwise have its own name
+    resolved to this machine, and read what is served.
+    """
     app = Starlette(
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
         routes=[*_read(Reading(access)), *_written(Writing(access))],
         exception_handlers={
             RefusedError: _refused,
@@ -85,7 +97,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Bytes that are not right are the client's; a full disk is ours."""
+    """Bytes that are not right are the client's; a full disk and a damaged store are ours."""
     assert isinstance(error, ZooError)
     status = {IntegrityError: 400, DiskError: 507}.get(type(error), 500)
     if status != 400:

@@ -1,11 +1,13 @@
 """``zoo serve``: the small Hub on a port of this machine, until Ctrl-C."""
 
+import ipaddress
 import logging
 import os
 import secrets
 import shlex
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +25,6 @@ _STOP_SECONDS = 3
 """For requests under way, when the server is told to stop."""
 _IDLE_SECONDS = 75
 _STOPS = (signal.SIGINT, signal.SIGTERM)
-_EVERYWHERE = {"0.0.0.0", "::"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,8 @@ class Served:
     """A server that is about to answer, and what to tell its user."""
 
     endpoint: str
+    elsewhere: str
+    """The endpoint for other machines, where it is another."""
     folder: Path
     models: Mapping[str, Path]
     """Repository to the folder it was found in."""
@@ -44,6 +47,7 @@ class Served:
     def as_dict(self) -> dict[str, Any]:
         return {
             "endpoint": self.endpoint,
+            "elsewhere": self.elsewhere,
             "folder": str(self.folder),
             "models": {name: str(path) for name, path in self.models.items()},
             "pushed": list(self.pushed),
@@ -54,7 +58,9 @@ class Served:
 
     def text(self) -> str:
         names = [*(f"{n}  ({_short(p)})" for n, p in self.models.items()), *self.pushed]
-        lines = [f"export HF_ENDPOINT={self.endpoint}", ""]
+        lines = [f"export HF_ENDPOINT={self.endpoint}"]
+        lines += [f"# elsewhere: export HF_ENDPOINT={self.elsewhere}"] if self.elsewhere else []
+        lines += [""]
         lines += _listed("models:", names or ["none yet"])
         lines += _listed("skipped:", [f"{_short(p)}: {why}" for p, why in self.skipped.items()])
         lines += _listed("token:", [self.token])
@@ -88,7 +94,7 @@ class Server:
         """
         _require_extra()
         from zoo.server.access import Access
-        from zoo.server.app import create_app
+        from zoo.server.app import ANY_HOST, LOCAL_HOSTS, create_app
         from zoo.server.folders import Shelf, find_models, store_of
         from zoo.server.history import History
 
@@ -97,7 +103,7 @@ class Server:
             _require_models(folder, find_models(folder).models)
         self._socket = bind(host, port)
         try:
-            token, place = _token(token_file, store_of(folder) / "token")
+            token, place, warnings = _token(token_file, store_of(folder) / "token")
             self._history = History(store_of(folder))
         except BaseException:
             self._socket.close()
@@ -110,15 +116,19 @@ class Server:
             self.close()
             raise
         access = Access(history=self._history, shelf=shelf, token=token, private=private)
-        self._app, self._verbose = create_app(access), verbose
+        local = _address(self._socket).is_loopback
+        self._app = create_app(access, hosts=(*LOCAL_HOSTS, host) if local else ANY_HOST)
+        self._verbose = verbose
+        endpoint, elsewhere = _endpoints(host, self._socket)
         self.served = Served(
-            endpoint=_endpoint(host, self._socket.getsockname()[1]),
+            endpoint=endpoint,
+            elsewhere=elsewhere,
             folder=folder,
             models=found.models,
             pushed=tuple(sorted(pushed)),
             skipped=found.skipped,
             token=place,
-            warnings=_warnings(host),
+            warnings=(*warnings, *([] if local else [_open(elsewhere)])),
         )
 
     def run(self, ready: Callable[[], object] = lambda: None) -> None:
@@ -216,10 +226,13 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _token(file: Path | None, own: Path) -> tuple[str, str]:
-    """(token, where it is): the environment's, that of a file, or one made for this folder."""
+def _token(file: Path | None, own: Path) -> tuple[str, str, tuple[str, ...]]:
+    """The environment's, that of a file, or one made for this folder.
+
+    Returns the token, where it is, and warnings.
+    """
     if file is None and os.environ.get(TOKEN):
-        return _usable(os.environ[TOKEN], TOKEN), TOKEN
+        return _usable(os.environ[TOKEN], TOKEN), TOKEN, ()
     with disk_errors(own):
         if file is None and not own.exists():
             own.parent.mkdir(parents=True, exist_ok=True)
@@ -228,13 +241,33 @@ def _token(file: Path | None, own: Path) -> tuple[str, str]:
                 new.write(f"hf_{secrets.token_hex(20)}\n")
     place = file or own
     try:
-        return _usable(place.read_text(), str(place)), str(place)
+        with place.open() as opened:
+            exposed = _exposed(os.fstat(opened.fileno()))
+            text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"the token cannot be read: {error}",
             where=str(place),
             fix="give --token-file a file that holds one line",
         ) from None
+    if file is None and own.is_symlink():
+        exposed = "it is a link"
+    if file is None and exposed:
+        # Who may write into a served folder could have put it there, to push with it.
+        raise UsageError(
+            f"the folder's token is not kept for you alone: {exposed}",
+            where=str(own),
+            fix="remove it, and one is made; or give --token-file",
+        )
+    return _usable(text, str(place)), str(place), (f"{place}: {exposed}",) if exposed else ()
+
+
+def _exposed(status: os.stat_result) -> str:
+    """How others may know or change what a file holds; empty where they cannot."""
+    if status.st_uid not in {0, os.geteuid()}:
+        return "it is another user's"
+    mode = stat.S_IMODE(status.st_mode)
+    return f"it has mode {mode:o}, which lets other users in" if mode & 0o077 else ""
 
 
 def _usable(text: str, where: str) -> str:
@@ -248,18 +281,29 @@ def _usable(text: str, where: str) -> str:
     return token
 
 
-def _endpoint(host: str, port: int) -> str:
-    name = socket.gethostname() if host in _EVERYWHERE else host
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-
-
-def _warnings(host: str) -> tuple[str, ...]:
-    if host in {LOOPBACK, "localhost", "::1"}:
-        return ()
+def _open(elsewhere: str) -> str:
+    whose = "zoo pull from other machines" if elsewhere else "zoo pull"
     return (
         "others can reach this port, and there is no TLS: the token and the models can be read "
-        "on the way",
+        f"on the way, and {whose} needs a server that speaks TLS before this one"
     )
+
+
+def _address(bound: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(bound.getsockname()[0])
+
+
+def _endpoints(host: str, bound: socket.socket) -> tuple[str, str]:
+    """For this machine, and for others where that is not the same."""
+    port = bound.getsockname()[1]
+    if not _address(bound).is_unspecified:
+        return _endpoint(host, port), ""
+    here = LOOPBACK if bound.family == socket.AF_INET else "::1"
+    return _endpoint(here, port), _endpoint(socket.gethostname(), port)
+
+
+def _endpoint(name: str, port: int) -> str:
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _short(path: Path) -> str:
