@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zoo.errors import IntegrityError
 from zoo.files import disk_errors, require_space, sweep, sync_folder
+from zoo.server.refusal import DamagedError
 
 BLOCK = 1 << 20
 MOST_REGULAR_BYTES = 10 << 20
@@ -111,6 +112,16 @@ class Blobs:
     def has(self, sha256: str, size: int) -> bool:
         path = self.path(sha256)
         return path.is_file() and path.stat().st_size == size
+
+    def kept(self, file: StoredFile) -> Path:
+        """Where the bytes of a commit's file are.  Raises DamagedError where they are not."""
+        if not self.has(file.sha256, file.size):
+            raise DamagedError(
+                "a file is missing in the server's store, or not of its size",
+                where=str(self.path(file.sha256)),
+                fix="publish or push the model again",
+            )
+        return self.path(file.sha256)
 
     @contextlib.contextmanager
     def incoming(self, *, sha256: str = "", size: int | None = None) -> Iterator[Incoming]:

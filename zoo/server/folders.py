@@ -38,11 +38,14 @@ def store_of(folder: Path) -> Path:
     return (lonely.parent if _is_model(lonely) else lonely) / STORE
 
 
-def find_models(folder: Path) -> Found:
-    """Every model of a served folder, by name."""
-    found = Found()
-    for name, model in _candidates(folder.resolve()):
-        if model.is_symlink() or model.parent.is_symlink():
+def find_models(folder: Path, only: str = "") -> Found:
+    """Every model of a served folder, by name.
+
+    only: look no further than for this name.
+    """
+    found, root = Found(), folder.resolve()
+    for name, model in _candidates(root, only):
+        if _by_a_link(root, model):
             found.skipped[model] = "a link"
         elif name in found.models:
             found.skipped[model] = f"{name} is {found.models[name]}"
@@ -52,6 +55,11 @@ def find_models(folder: Path) -> Found:
             except RefusedError:
                 found.skipped[model] = f"the Hub has no name like {name!r}"
     return found
+
+
+def _by_a_link(root: Path, model: Path) -> bool:
+    inside = model.relative_to(root)
+    return any((root / part).is_symlink() for part in (inside, *inside.parents))
 
 
 def look(model: Path) -> dict[str, tuple[int, int, int]]:
@@ -83,13 +91,13 @@ class Shelf:
         found = find_models(self.folder)
         for name, model in list(found.models.items()):
             self._publish(name, model)
-            if not any(state.name == name for state in self.history.states()):
+            if self.history.get(name) is None:
                 found.skipped[found.models.pop(name)] = "it cannot be read, or changes all the time"
         return found
 
     def refresh(self, name: str) -> bool:
         """Look at one model; whether there is a folder for it.  Raises DiskError."""
-        model = find_models(self.folder).models.get(name)
+        model = find_models(self.folder, name).models.get(name)
         if model is not None:
             self._publish(name, model)
         return model is not None
@@ -109,27 +117,31 @@ class Shelf:
 
 
 def _same(history: History, name: str, seen: Seen) -> bool:
-    return any(state.name == name and state.seen == seen for state in history.states())
+    state = history.get(name)
+    return state is not None and state.seen == seen
 
 
-def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:
+def _candidates(folder: Path, only: str) -> Iterator[tuple[str, Path]]:
     if model := _model_of(folder):
         run = folder.name == _EXPORT and (folder.parent / _RECIPE).is_file()
         yield f"{LOCAL}/{folder.parent.name if run else folder.name}", model
         return
-    for entry in _subfolders(folder):
+    org, _, own = only.partition("/")
+    for entry in _subfolders(folder, own) if org in {"", LOCAL} else []:
         if model := _model_of(entry):
             yield f"{LOCAL}/{entry.name}", model
-    for entry in _subfolders(folder):
+    for entry in _subfolders(folder, org):
         if not _model_of(entry):
-            for inner in _subfolders(entry):
+            for inner in _subfolders(entry, own):
                 if model := _model_of(inner):
                     yield f"{entry.name}/{inner.name}", model
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    with suppress(OSError):
-        return sorted(p for p in folder.iterdir() if p.name[0] != "." and p.is_dir())
+def _subfolders(folder: Path, only: str) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        # One, too, is sought in the list: some disks take Tiny for tiny, another repository.
+        asked = [e for e in entries if e.name[0] != "." and only in {"", e.name}]
+        return [folder / name for name in sorted(e.name for e in asked if e.is_dir())]
     return []
 
 

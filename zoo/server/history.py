@@ -21,7 +21,13 @@ from huggingface_hub.utils import validate_repo_id
 from zoo.errors import IntegrityError, UsageError
 from zoo.files import atomic_json, disk_errors, is_plain_name, safe_join
 from zoo.server.blobs import Blobs, StoredFile
-from zoo.server.refusal import RefusedError, no_entry, no_repository, no_revision
+from zoo.server.refusal import (
+    DamagedError,
+    RefusedError,
+    no_entry,
+    no_repository,
+    no_revision,
+)
 from zoo.tree import MOST_ENTRIES, is_commit
 
 MAIN = "main"
@@ -111,7 +117,7 @@ class History:
     """All repositories of a served folder.  One process at a time; many threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UsageError where another server has it, IntegrityError, DiskError."""
+        """Raises UsageError where another server has it, DamagedError, DiskError."""
         self.folder = folder
         self.repositories = folder / "repositories"
         with disk_errors(folder):
@@ -136,6 +142,9 @@ class History:
     def states(self) -> list[State]:
         return [state for _, state in sorted(self._states.copy().items())]
 
+    def get(self, name: str) -> State | None:
+        return self._states.get(name)
+
     def state(self, name: str) -> State:
         """Raises RefusedError."""
         if name not in self._states:
@@ -159,11 +168,19 @@ class History:
             commit = self._read_commit(state.name, commit.parent)
             yield commit
 
-    def create(self, name: str, *, private: bool = False) -> State:
-        """A new repository with a first commit, as on the Hub.  Raises RefusedError: 409."""
+    def create(self, name: str, *, private: bool = False, found: bool = False) -> State:
+        """A new repository with a first commit, as on the Hub.  Raises RefusedError: 409.
+
+        found: there is a folder of that name.  The repository of a folder that is gone is taken up
+        again where it was.
+        """
         with self.lock:
-            if check_name(name) in self._states:
+            known = self._states.get(check_name(name))
+            if known and (known.pushed or found):
                 raise RefusedError(409, "You already created this model repo")
+            if known:
+                self._set(replace(known, private=private, pushed=True))
+                return self._states[name]
             first = self.blobs.add(".gitattributes", _ATTRIBUTES)
             commit = self._new_commit(name, None, "initial commit", "", {".gitattributes": first})
             state = State(
@@ -340,8 +357,8 @@ def _read(path: Path, of: Callable[[Any], _T]) -> _T:
     try:
         return of(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise IntegrityError(
-            f"the server's history cannot be read: {error}",
+        raise DamagedError(
+            f"the server's history cannot be read: {getattr(error, 'strerror', None) or error}",
             where=str(path),
             fix="remove the repository's folder, and push or publish the model again",
         ) from error

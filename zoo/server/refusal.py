@@ -1,4 +1,10 @@
-"""A request that is turned down, in the Hub's words."""
+"""A request that is turned down, in the Hub's words; and a store that cannot answer it."""
+
+from zoo.errors import IntegrityError
+
+
+class DamagedError(IntegrityError):
+    """The server's own store is not as it left it: no request is to blame."""
 
 
 class RefusedError(Exception):
