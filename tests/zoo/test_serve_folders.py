@@ -1,17 +1,19 @@
 """What zoo serve makes of the folder it is given: repositories, commits, and nothing unsafe."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from hubclient import quick_client, usual_client
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from models import make_model
 from ownhub import OwnHub, additions, own_hub, use_client
 
 from zoo.errors import IntegrityError, UsageError
+from zoo.files import sha256_of
 from zoo.pull import pull
 from zoo.server.folders import find_models, look, store_of
 from zoo.server.history import History
@@ -55,14 +57,44 @@ def test_names_come_from_where_a_model_lies(served: Path) -> None:
     run_folder(served / "run")
     (served / "linked").symlink_to(served / "alone")
     (served / "other" / "linked").symlink_to(served / "alone")
+    for name in ("both", "local/both", "local/behind"):
+        (served / name).mkdir(parents=True)
+        (served / name / "config.json").write_text("{}")
+    (served / "behind").symlink_to(served / "alone")
     found = find_models(served)
     assert {name: path.relative_to(served).as_posix() for name, path in found.models.items()} == {
         "local/alone": "alone",
+        "local/behind": "local/behind",
+        "local/both": "both",
         "local/run": "run/export",
         "org/tiny": "org/tiny",
         "other/one": "other/one",
     }
-    assert {path.name for path in found.skipped} == {"with space", "a--b", "linked"}
+    assert {path.relative_to(served).as_posix() for path in found.skipped} == {
+        *("with space", "a--b", "linked", "other/linked", "behind", "local/both"),
+    }
+    for name, model in found.models.items():
+        assert find_models(served, name).models == {name: model}
+    for name in ("local/Alone", "ORG/tiny", "local/other", "local/linked", "org/..", "../org"):
+        assert not find_models(served, name).models
+
+
+def test_no_link_is_followed_on_the_way_to_a_model(served: Path, tmp_path: Path) -> None:
+    run_folder(tmp_path / "elsewhere" / "run")
+    (served / "linked").symlink_to(tmp_path / "elsewhere")
+    (served / "run").symlink_to(tmp_path / "elsewhere" / "run")
+    (served / "other" / "run").mkdir(parents=True)
+    (served / "other" / "run" / "recipe.json").write_text("{}")
+    (served / "other" / "run" / "export").symlink_to(tmp_path / "elsewhere" / "run" / "export")
+    found = find_models(served)
+    assert found.models.keys() == {"org/tiny"}
+    assert {path.relative_to(served).as_posix(): why for path, why in found.skipped.items()} == {
+        "linked/run/export": "a link",
+        "run/export": "a link",
+        "other/run/export": "a link",
+    }
+    (tmp_path / "by-a-link").symlink_to(served)  # the user's own choice
+    assert find_models(tmp_path / "by-a-link").models == found.models
 
 
 def test_a_model_or_a_run_may_be_all_there_is(tmp_path: Path) -> None:
@@ -149,6 +181,25 @@ def test_a_model_that_comes_is_there_and_one_that_goes_is_gone(
         api.model_info("local/second")
 
 
+def test_the_repository_of_a_folder_that_is_gone_can_be_pushed_to(
+    served: Path, api: huggingface_hub.HfApi
+) -> None:
+    make_model(served / "second")
+    first = api.model_info("local/second").sha
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_repo("local/second")
+    shutil.rmtree(served / "second")
+    assert {m.id for m in api.list_models()} == {"org/tiny"}
+    api.create_repo("local/second", private=True)
+    assert api.model_info("local/second").private
+    changes = additions({"more.txt": b"more"})
+    pushed = api.create_commit("local/second", changes, commit_message="more").oid
+    assert api.model_info("local/second").sha == pushed
+    assert [c.commit_id for c in api.list_repo_commits("local/second")] == [pushed, first]
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_repo("local/second")
+
+
 def test_a_push_onto_a_folder_is_kept_until_the_folder_changes(
     served: Path, api: huggingface_hub.HfApi
 ) -> None:
@@ -223,3 +274,21 @@ def test_a_damaged_history_is_named(served: Path, hub: OwnHub) -> None:
         state.write_text(damage)
         with pytest.raises(IntegrityError, match="history cannot be read"):
             History(store_of(served))
+
+
+def test_damage_under_a_running_server_is_its_own_fault(
+    served: Path, hub: OwnHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = hub.raw("GET", "/api/models/org/tiny").json()
+    repository = store_of(served) / "repositories" / "org" / "tiny"
+    card = served / "org" / "tiny" / "README.md"
+    for damaged, asked in {
+        store_of(served) / "blobs" / sha256_of(card): "/org/tiny/resolve/main/README.md",
+        repository / "commits" / f"{model['sha']}.json": "/api/models/org/tiny",
+    }.items():
+        caplog.clear()
+        damaged.write_text("[]")
+        answer = hub.raw("GET", asked)
+        assert answer.status_code == 500
+        assert str(damaged) in caplog.text
+        assert str(served) not in answer.text

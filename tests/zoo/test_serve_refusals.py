@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hubclient import quick_client, usual_client
@@ -16,12 +19,15 @@ from models import make_model
 from ownhub import OwnHub, additions, commit_lines, own_hub, use_client
 
 from zoo.pull import pull
+from zoo.server import reading
 
 MODEL = "org/name"
 WEIGHTS = "model.safetensors"
 WHOLE = hashlib.shake_256(b"weights").digest(3_000_000)
 FILES = {"config.json": b"{}", WEIGHTS: WHOLE}
 COMMIT = f"/api/models/{MODEL}/commit/main"
+PATHS = f"/api/models/{MODEL}/paths-info/main"
+VALIDATE = "/api/validate-yaml"
 BATCH = f"/{MODEL}.git/info/lfs/objects/batch"
 
 
@@ -226,51 +232,109 @@ def test_a_private_server_shows_nothing_without_the_token(
             api.model_info("org/tiny", token=False)
 
 
-# The card
+# Without the token
 
 
-CARDS = {
-    "as it should be": ("license: mit\ntags: [a]", 200, ""),
-    "a licence with a name": ("license: other\nlicense_name: ours", 200, ""),
-    "no metadata": (None, 200, "empty or missing"),
-    "no licence": ("tags: [a]", 200, "no license"),
-    "not YAML": ("license: [mit", 400, "not YAML"),
-    "no mapping": ("- license", 400, "not a mapping"),
-    "unknown licence": ("license: my-own", 400, "license"),
-    "other, and no name": ("license: other", 400, "license_name"),
-    "tags of numbers": ("license: mit\ntags: [1]", 400, "tags"),
-    "a bad model-index": ("license: mit\nmodel-index: [{name: a, results: 3}]", 400, "model-index"),
-    "an alias": ("a: &a [x, x]\nb: [*a, *a]", 400, "aliases"),
-    "not a number": ("license: mit\na: .nan", 400, ""),
-    "a key that is none": ("{[1]: a}", 400, ""),
-    "far down": ("a: " + "[" * 5000, 400, ""),
+@pytest.mark.parametrize("path", [PATHS, VALIDATE])
+def test_who_may_not_ask_is_told_before_the_body_is_read(tmp_path: Path, path: str) -> None:
+    (tmp_path / "served").mkdir()
+    with own_hub(tmp_path / "served", private=True) as hub:
+        hub.history.create(MODEL)
+        connection = HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=5)
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Length", "16000000")
+        connection.endheaders()  # and no byte of the body
+        assert connection.getresponse().status == 401
+        connection.close()
+
+
+@pytest.mark.parametrize("path", [PATHS, VALIDATE])
+def test_what_needs_no_token_is_short(steady: OwnHub, path: str) -> None:
+    for length, status in {(1 << 20) - 100: 400, 1 << 20: 413}.items():
+        body = b'{"nothing": "%s"}' % (b"a" * length)
+        headers = {"Content-Type": "application/json"}
+        assert steady.raw("POST", path, content=body, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("reader", ["parse_qs", "object_of"])
+def test_a_body_is_read_where_it_holds_up_nobody(
+    steady: OwnHub, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    threads = []
+    real = getattr(reading, reader)
+
+    def watched(body: str | bytes) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(body)
+
+    monkeypatch.setattr(reading, reader, watched)
+    asked = {"parse_qs": {"data": {"paths": ["nowhere.txt", *[".gitattributes"] * 2]}}}
+    body = asked.get(reader, {"json": {"paths": [1, ".gitattributes"]}})
+    answer = steady.raw("POST", PATHS, headers={}, **body)
+    assert [item["path"] for item in answer.json()] == [".gitattributes"]
+    assert steady.raw("POST", VALIDATE, json={"content": ""}).is_success
+    assert threads
+    assert "own hub" not in threads  # where all requests come in
+
+
+ODD_REQUESTS = {
+    "a limit below none": ("GET", "/api/models?limit=-1", None, 200),
+    "a cursor behind all": ("GET", f"/api/models?cursor={'9' * 26}", None, 200),
+    "a cursor before all": ("GET", "/api/models?cursor=-3", None, 200),
+    "a type that is a list": ("POST", "/api/repos/create", {"name": "n", "type": []}, 400),
+    "no visibility": ("POST", "/api/repos/create", {"name": "n", "visibility": {}}, 400),
+    "no name": ("POST", "/api/repos/create", {"name": ["n"]}, 400),
+    "a tag that is a list": ("POST", f"/api/models/{MODEL}/tag/main", {"tag": ["v1"]}, 400),
+    "a start that is none": ("POST", f"/api/models/{MODEL}/branch/b", {"startingPoint": [1]}, 400),
+    "a size without end": (
+        "POST",
+        f"/api/models/{MODEL}/preupload/main",
+        {"files": [{"path": "a", "size": float("inf")}]},
+        400,
+    ),
+    "a parent that is a list": (
+        "POST",
+        COMMIT,
+        {"key": "header", "value": {"summary": "x", "parentCommit": []}},
+        400,
+    ),
+    "a message that is a list": (
+        "POST",
+        COMMIT,
+        {"key": "header", "value": {"summary": "x", "description": ["x"]}},
+        400,
+    ),
 }
 
 
-@pytest.mark.parametrize(("card", "status", "says"), CARDS.values(), ids=CARDS.keys())
-def test_cards_are_checked(steady: OwnHub, card: str | None, status: int, says: str) -> None:
-    content = "# A model\n" if card is None else f"---\n{card}\n---\n# A model\n"
-    asked = {"content": content, "repoType": "model"}
-    answer = steady.raw("POST", "/api/validate-yaml", json=asked)
+@pytest.mark.parametrize("odd", ODD_REQUESTS.values(), ids=ODD_REQUESTS.keys())
+def test_odd_requests_have_an_answer(steady: OwnHub, odd: tuple) -> None:
+    method, path, asked, status = odd
+    before = steady.history.states()
+    content = None if asked is None else json.dumps(asked).encode()
+    answer = steady.raw(method, path, content=content)
     assert answer.status_code == status
-    messages = [each["message"] for kind in answer.json().values() for each in kind]
-    assert says in "\n".join(messages)
-    assert bool(answer.json()["errors"]) == (status == 400)
+    if status == 400:
+        assert answer.headers["x-error-message"]
+    assert steady.history.states() == before
 
 
-@examples(
-    deadline=None,
-    max_examples=40,
-)
-@given(st.text(max_size=200) | st.text(alphabet="-:[]{}&*!|>'\"\n ab1", max_size=60))
-def test_any_card_has_an_answer(steady: OwnHub, text: str) -> None:
-    content = {"content": f"---\n{text}\n---\n"}
-    answer = steady.raw("POST", "/api/validate-yaml", content=json.dumps(content).encode())
-    assert answer.status_code in {200, 400}
+@pytest.mark.parametrize("path", [COMMIT, VALIDATE, BATCH])
+def test_json_that_goes_too_far_down_is_refused(steady: OwnHub, path: str) -> None:
+    answer = steady.raw("POST", path, content=b"[" * 100_000)
+    assert answer.status_code == 400
+    assert "not JSON" in answer.headers["x-error-message"]
 
 
-def test_a_bad_card_stops_the_client_before_it_uploads(hub: OwnHub, api: HfApi) -> None:
-    files = {"README.md": b"---\nlicense: other\n---\n", WEIGHTS: WHOLE}
-    with pytest.raises(ValueError, match="license_name"):
-        api.create_commit(MODEL, additions(files), commit_message="push")
-    assert not [path for method, path in hub.requests if method == "PUT" or "preupload" in path]
+def test_only_names_of_this_machine_are_answered(steady: OwnHub) -> None:
+    statuses = {
+        name: steady.raw("GET", "/api/models", headers={"Host": name}).status_code
+        for name in (
+            "127.0.0.1",
+            "localhost:8000",
+            "[::1]:8000",
+            "page.example",
+            "127.0.0.1.example",
+        )
+    }
+    assert list(statuses.values()) == [200, 200, 200, 400, 400]

@@ -25,17 +25,29 @@ def metadata(readme: str) -> dict[str, Any]:
         return {}
     if len(block[1].encode()) > MOST_BYTES:
         raise ValueError(f"the metadata is longer than {MOST_BYTES:,} bytes")
-    try:
-        _require_plain(block[1])
-        value = yaml.safe_load(block[1])
-        value = {} if value is None else json.loads(json.dumps(value, default=str, allow_nan=False))
-    except yaml.YAMLError as error:
-        raise ValueError(f"the metadata is not YAML: {' '.join(str(error).split())}") from None
-    except TypeError:
-        raise ValueError("the metadata has a key that is no text") from None
+    value = _loaded(block[1])
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise ValueError("the metadata is not a mapping of names to values")
-    return value
+    try:
+        text = json.dumps(value, default=str, allow_nan=False, ensure_ascii=False)
+        text.encode()  # YAML can spell half a character, which no answer can carry
+        return json.loads(text)
+    except TypeError:
+        raise ValueError("the metadata has a key that is no text") from None
+
+
+def _loaded(text: str) -> Any:
+    try:
+        _require_plain(text)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the metadata is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # a value that is not what its tag says: KeyError, IndexError, …
+        raise ValueError(f"the metadata has a value that cannot be read: {error!r}") from None
 
 
 def _require_plain(text: str) -> None:
@@ -75,7 +87,7 @@ def check(readme: str) -> tuple[list[str], list[str]]:
 
 def _license_errors(values: dict[str, Any]) -> list[str]:
     named = _as_list(values.get("license", []))
-    unknown = [text for text in named if text not in LISTED]
+    unknown = [value for value in named if not _is_text(value) or value not in LISTED]
     if unknown:
         return [f'"license" must be one of the identifiers of the Hub, not {unknown[0]!r}']
     if "other" in named and not values.get("license_name"):
@@ -91,10 +103,20 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def text_of(values: dict[str, Any], key: str) -> str | None:
+    """A value, where it is the text that it should be."""
+    value = values.get(key)
+    return value if isinstance(value, str) else None
+
+
 def tags(values: dict[str, Any]) -> list[str]:
     """What the Hub finds a model by."""
-    found = [values.get("library_name"), *_as_list(values.get("tags", []))]
-    for key, kind in {"datasets": "dataset", "base_model": "base_model"}.items():
-        found += [f"{kind}:{value}" for value in _as_list(values.get(key, []))]
-    found += [f"license:{value}" for value in _as_list(values.get("license", []))]
-    return list(dict.fromkeys(map(str, filter(None, found))))
+    found = [*_texts(values, "library_name"), *_texts(values, "tags")]
+    kinds = {"datasets": "dataset", "base_model": "base_model", "license": "license"}
+    for key, kind in kinds.items():
+        found += [f"{kind}:{value}" for value in _texts(values, key)]
+    return list(dict.fromkeys(found))
+
+
+def _texts(values: dict[str, Any], key: str) -> list[str]:
+    return [value for value in _as_list(values.get(key)) if value and _is_text(value)]

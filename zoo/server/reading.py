@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -18,6 +17,8 @@ from zoo.server.history import LOCAL, MAIN, Commit, State
 from zoo.server.refusal import RefusedError, no_entry
 
 MOST_JSON_BYTES = 16 << 20
+_MOST_OPEN_BYTES = 1 << 20
+"""Of the body of a request that needs no token."""
 _MOST_CARD_BYTES = 1 << 20
 
 
@@ -25,19 +26,40 @@ class _BlobResponse(FileResponse):
     chunk_size = BLOCK
 
 
-async def json_of(request: Request) -> dict[str, Any]:
+async def json_of(request: Request, most: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """The request's body: an object.  Raises RefusedError."""
-    return _object(await body_of(request))
+    return await run_in_threadpool(object_of, await body_of(request, most))
 
 
-async def body_of(request: Request) -> bytes:
-    """The request's body, if it is of a sane size.  Raises RefusedError: 413."""
+async def body_of(request: Request, most: int) -> bytes:
+    """The request's body, of so many bytes at most.  Raises RefusedError: 413."""
     body = bytearray()
     async for block in request.stream():
         body += block
-        if len(body) > MOST_JSON_BYTES:
-            raise RefusedError(413, f"more than {MOST_JSON_BYTES:,} bytes")
+        if len(body) > most:
+            raise RefusedError(413, f"more than {most:,} bytes")
     return bytes(body)
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """A JSON object.  Raises RefusedError."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise RefusedError(400, "the body is not an object")
+    return value
+
+
+def text_in(asked: Mapping[str, Any], key: str) -> str:
+    """A text of a request's object; empty where it is not there.  Raises RefusedError."""
+    value = asked.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RefusedError(400, f"{key!r} must be a text")
+    return value
 
 
 class Reading:
@@ -97,17 +119,18 @@ class Reading:
         return self._page(request, items)
 
     async def paths_info(self, request: Request) -> Response:
-        body = await body_of(request)
-        if request.headers.get("content-type", "").startswith("application/json"):
-            paths = _object(body).get("paths")
-        else:
-            paths = parse_qs(body.decode(errors="replace")).get("paths")
-        if not isinstance(paths, list):
-            raise RefusedError(400, "no paths")
+        _, commit = await run_in_threadpool(self.access.commit, request)
+        body = await body_of(request, _MOST_OPEN_BYTES)
+        as_json = request.headers.get("content-type", "").startswith("application/json")
 
         def answer() -> Response:
-            tree = _tree(self.access.commit(request)[1].files)
-            return JSONResponse([tree[path] for path in map(str, paths) if path in tree])
+            asked = object_of(body) if as_json else parse_qs(body.decode(errors="replace"))
+            paths = asked.get("paths")
+            if not isinstance(paths, list):
+                raise RefusedError(400, "no paths")
+            tree = _tree(commit.files)
+            once = dict.fromkeys(path for path in paths if isinstance(path, str))
+            return JSONResponse([tree[path] for path in once if path in tree])
 
         return await run_in_threadpool(answer)
 
@@ -143,19 +166,19 @@ class Reading:
         file = commit.files.get(path)
         if file is None:
             raise no_entry(path, commit.id)
-        if not self.history.blobs.has(file.sha256, file.size):
-            raise RefusedError(500, f"{path} is missing in the server's store")
         headers = {"X-Repo-Commit": commit.id, "ETag": f'"{file.etag}"'}
         if file.lfs:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
         return _BlobResponse(
-            self.history.blobs.path(file.sha256),
+            self.history.blobs.kept(file),
             headers={**headers, "X-Content-Type-Options": "nosniff"},
             media_type="application/octet-stream",  # a pushed page is not for this origin
         )
 
     async def validate_yaml(self, request: Request) -> Response:
-        content = (await json_of(request)).get("content")
+        if self.access.private:  # else open to all: the client checks cards without its token
+            self.access.require_token(request)
+        content = (await json_of(request, _MOST_OPEN_BYTES)).get("content")
         if not isinstance(content, str):
             raise RefusedError(400, "no content")
         errors, warnings = await run_in_threadpool(cards.check, content)
@@ -178,8 +201,8 @@ class Reading:
             "downloads": 0,
             "likes": 0,
             "tags": cards.tags(card),
-            "library_name": card.get("library_name"),
-            "pipeline_tag": card.get("pipeline_tag"),
+            "library_name": cards.text_of(card, "library_name"),
+            "pipeline_tag": cards.text_of(card, "pipeline_tag"),
             "cardData": card or None,
             "createdAt": state.created,
             "lastModified": commit.date,
@@ -193,8 +216,8 @@ class Reading:
         readme = commit.files.get("README.md")
         if readme is None or readme.size > _MOST_CARD_BYTES:
             return {}
+        text = self.history.blobs.kept(readme).read_text("utf-8", "replace")
         try:
-            text = self.history.blobs.path(readme.sha256).read_text("utf-8", "replace")
             return cards.metadata(text)
         except ValueError:
             return {}  # a model with a bad card is a model
@@ -203,32 +226,22 @@ class Reading:
         """A page of a listing, with the address of the next."""
         query = request.query_params
         try:
-            start = int(query.get("cursor", "0"))
-            size = min(self.access.page, int(most or self.access.page))
+            start = max(0, int(query.get("cursor", "0")))
+            size = max(0, min(self.access.page, int(most or self.access.page)))
         except ValueError:
             raise RefusedError(400, "a cursor or limit that is no number") from None
         headers = {}
-        if start >= 0 and start + size < len(items) and size > 0:
+        if 0 < size < len(items) - start:
             kept = [(key, value) for key, value in query.multi_items() if key != "cursor"]
             following = urlencode([*kept, ("cursor", start + size)])
             address = f"{origin(request)}{request.scope['path']}?{following}"
             headers["Link"] = f'<{address}>; rel="next"'
-        return JSONResponse(list(islice(items, max(0, start), start + size)), headers=headers)
+        return JSONResponse(list(items[start : start + size]), headers=headers)
 
 
 def origin(request: Request) -> str:
     """The server's address, as the client knows it."""
     return str(request.base_url).rstrip("/")
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise RefusedError(400, "the body is not JSON") from None
-    if not isinstance(value, dict):
-        raise RefusedError(400, "the body is not an object")
-    return value
 
 
 def _wanted(info: Mapping[str, Any], query: Mapping[str, str], filters: Sequence[str]) -> bool:

@@ -2,10 +2,9 @@
 
 import base64
 import binascii
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeGuard
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from zoo.server.access import Access, parameter
 from zoo.server.blobs import BLOCK, MOST_REGULAR_BYTES, SAMPLE_BYTES, is_large, lfs_file
-from zoo.server.history import LOCAL, MAIN, Delete, Put, check_path
-from zoo.server.reading import json_of, origin
+from zoo.server.history import LOCAL, MAIN, Delete, Put, check_name, check_path
+from zoo.server.reading import json_of, object_of, origin, text_in
 from zoo.server.refusal import RefusedError
 
 _MOST_LINE_BYTES = 2 * MOST_REGULAR_BYTES
@@ -33,18 +32,19 @@ class Writing:
     async def create(self, request: Request) -> Response:
         self.access.require_token(request)
         asked = await json_of(request)
-        name = f"{asked.get('organization') or LOCAL}/{asked.get('name')}"
-        if asked.get("type") not in {None, "model"}:
+        name = f"{text_in(asked, 'organization') or LOCAL}/{text_in(asked, 'name')}"
+        if text_in(asked, "type") not in {"", "model"}:
             raise RefusedError(400, "this server holds models only")
-        visibility = asked.get("visibility", "private" if asked.get("private") else "public")
+        usual = "private" if asked.get("private") else "public"
+        visibility = text_in(asked, "visibility") or usual
         if visibility not in {"private", "public"}:
             raise RefusedError(400, f"no such visibility here: {visibility!r}")
         url = f"{origin(request)}/{name}"
 
         def work() -> Response:
             try:
-                self.access.shelf.refresh(name)
-                self.history.create(name, private=visibility == "private")
+                found = self.access.shelf.refresh(check_name(name))
+                self.history.create(name, private=visibility == "private", found=found)
             except RefusedError as refusal:
                 refusal.url = url if refusal.status == 409 else ""
                 raise
@@ -139,16 +139,17 @@ class Writing:
                 operations.append(change)
             if len(operations) > _MOST_FILES:
                 raise RefusedError(413, f"more than {_MOST_FILES:,} changes at once")
-        if not isinstance(header.get("summary"), str) or not header["summary"].strip():
+        title = _text(text_in(header, "summary"))
+        if not title.strip():
             raise RefusedError(400, "a commit needs a summary")
         commit = await run_in_threadpool(
             self.history.push,
             state.name,
             parameter(request, "revision"),
             operations,
-            title=_text(header["summary"]),
-            message=_text(str(header.get("description") or "")),
-            parent=header.get("parentCommit"),
+            title=title,
+            message=_text(text_in(header, "description")),
+            parent=text_in(header, "parentCommit") or None,
         )
         return JSONResponse(
             {
@@ -161,7 +162,7 @@ class Writing:
 
     async def add_tag(self, request: Request) -> Response:
         self.access.require_token(request)
-        tag = str((await json_of(request)).get("tag", ""))
+        tag = text_in(await json_of(request), "tag")
         revision = parameter(request, "revision")
         return await self._change(request, lambda name: self.history.add_tag(name, tag, revision))
 
@@ -171,7 +172,7 @@ class Writing:
 
     async def add_branch(self, request: Request) -> Response:
         self.access.require_token(request)
-        start = str((await json_of(request)).get("startingPoint") or MAIN)
+        start = text_in(await json_of(request), "startingPoint") or MAIN
         branch = parameter(request, "revision")
         return await self._change(
             request, lambda name: self.history.add_branch(name, branch, start)
@@ -243,11 +244,8 @@ async def _lines(request: Request) -> AsyncIterator[bytes]:
 
 
 def _commit_line(line: bytes) -> tuple[str, dict[str, Any]]:
-    try:
-        item = json.loads(line)
-        key, value = item["key"], item["value"]
-    except (ValueError, TypeError, KeyError):
-        raise RefusedError(400, "a line that is no change") from None
+    item = object_of(line)
+    key, value = item.get("key"), item.get("value")
     if not isinstance(key, str) or not isinstance(value, dict):
         raise RefusedError(400, "a line that is no change")
     return key, value
@@ -272,14 +270,21 @@ def _announced(item: Any) -> tuple[str, int]:
     good = (
         isinstance(sha256, str) and len(sha256) == 64 and not set(sha256) - set("0123456789abcdef")
     )
-    if not good or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not good or not _is_size(size):
         raise RefusedError(400, "a file without its sha256 and size")
     return str(sha256), size
+
+
+def _is_size(size: object) -> TypeGuard[int]:
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 0
 
 
 def _preupload_item(item: Any) -> tuple[str, int, bytes]:
     try:
         sample = base64.b64decode(item.get("sample") or "", validate=True)[:SAMPLE_BYTES]
-        return check_path(item["path"]), int(item["size"]), sample
+        path, size = check_path(item["path"]), item["size"]
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise RefusedError(400, "a file without its path and size") from None
+        path, size, sample = "", None, b""
+    if not _is_size(size):
+        raise RefusedError(400, "a file without its path and size")
+    return path, size, sample
