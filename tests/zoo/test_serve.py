@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from hubclient import quick_client, usual_client
 from huggingface_hub import (
     CommitOperationCopy,
     CommitOperationDelete,
@@ -39,20 +37,6 @@ FILES = {
     "README.md": b"---\nlicense: apache-2.0\nlibrary_name: timm\ntags: [tiny]\n---\n# A model\n",
     "images/curve.svg": b"<svg/>",
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[OwnHub]:
-    (tmp_path / "served").mkdir()
-    quick_client()
-    with own_hub(tmp_path / "served") as hub:
-        yield hub
-    usual_client()
-
-
-@pytest.fixture
-def api(hub: OwnHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    return use_client(monkeypatch, hub, tmp_path / "cache")
 
 
 def push(api: HfApi, files: dict[str, bytes] = FILES, *, parent: str | None = None) -> str:
