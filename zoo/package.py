@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import get_token
 from platformdirs import user_cache_path
 from safetensors import safe_open
 
@@ -39,6 +38,7 @@ from zoo.tensors import read_shapes, read_tensors, require_finite
 from zoo.terms import Terms
 from zoo.tree import MOST_FETCHED, is_fetched
 from zoo.verify import CONFIG, RECORD, WEIGHTS, verify
+from zoo.wire import own_token
 
 PAGE = "README.md"
 _TEXTS = {".json", ".md", ".txt", ".svg", ".png", ""}
@@ -323,7 +323,7 @@ def _license_file(names: list[str]) -> str | None:
 
 def _require_no_leaks(place: Path) -> None:
     """Raise IntegrityError where a text to be published holds a secret or an absolute path."""
-    token = get_token()
+    token = own_token()
     found = []
     for path in sorted(place.rglob("*")):
         if not path.is_file() or path.suffix not in _TEXTS:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
 from zoo.catalog import add_to_user_catalog, load_catalog
 from zoo.client import meaning, progress_on_terminals, xet_where_it_is_served
@@ -24,7 +24,7 @@ from zoo.published import entry_of
 from zoo.signing import SIGNATURE, check_signature
 from zoo.tree import Entry, Listing, is_commit, is_fetched
 from zoo.verify import matches
-from zoo.wire import Patience, Wire
+from zoo.wire import Patience, Wire, own_token
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NUMBERED = re.compile(r"v(\d{1,9})")
@@ -145,7 +145,7 @@ def _begin(package: Package, tag: str | None, patience: Patience) -> _Push:
             where="HF_HUB_OFFLINE",
             fix="unset it and run the same command again",
         )
-    if not (token := get_token()):
+    if not (token := own_token()):
         raise UsageError(
             "there is no token to publish with",
             where="HF_TOKEN, and the place where hf auth login keeps it",

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's, as it uses
 )
@@ -234,8 +234,21 @@ class Wire:
 
 def _client_headers() -> dict[str, str]:
     """The Hub client's own, with the user's token if there is one.  Raises UsageError."""
-    try:
+    with _token_errors():
         return build_hf_headers(library_name="tinyzoo", library_version=version("tinyzoo"))
+
+
+def own_token() -> str | None:
+    """The user's token, from where the Hub client looks for it.  Raises UsageError."""
+    with _token_errors():
+        return get_token()
+
+
+@contextlib.contextmanager
+def _token_errors() -> Iterator[None]:
+    try:
+        yield
+        return
     except UnicodeDecodeError:
         file, why = constants.HF_TOKEN_PATH, "it is not text"
     except OSError as error:

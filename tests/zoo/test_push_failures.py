@@ -27,6 +27,16 @@ def test_no_token(hub: OwnHub, api: HfApi, model: Path, monkeypatch: pytest.Monk
     assert hub.requests == []
 
 
+def test_a_token_that_is_no_text(
+    hub: OwnHub, api: HfApi, model: Path, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    token_file.write_bytes(b"hf_\xff\xfe")
+    error = failure(model, UsageError)
+    assert "token cannot be read" in error.what
+    assert str(token_file) in error.where
+
+
 def test_a_token_that_is_not_known(
     hub: OwnHub, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
