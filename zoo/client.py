@@ -80,6 +80,18 @@ def _without_token(api: HfApi, text: str) -> str:
 
 
 @contextlib.contextmanager
+def silence_ends_after(seconds: float) -> Iterator[None]:
+    """The client's sessions wait for ever; within this, no longer than that for the next byte."""
+    session = get_session()
+    before = session.timeout
+    session.timeout = seconds  # pyright: ignore[reportAttributeAccessIssue]  # its setter takes one
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+@contextlib.contextmanager
 def xet_where_it_is_served(api: HfApi, name: str) -> Iterator[None]:
     """Without this a Hub that has no Xet storage ends the client's push."""
     url = f"{api.endpoint}/api/models/{name}/xet-write-token/{_MAIN}"

@@ -15,7 +15,12 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
 from zoo.catalog import add_to_user_catalog, load_catalog
-from zoo.client import meaning, progress_on_terminals, xet_where_it_is_served
+from zoo.client import (
+    meaning,
+    progress_on_terminals,
+    silence_ends_after,
+    xet_where_it_is_served,
+)
 from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError, ZooError
 from zoo.fetch import ask_commit, ask_listing
 from zoo.files import atomic_write
@@ -27,6 +32,8 @@ from zoo.verify import matches
 from zoo.wire import Patience, Wire, own_token
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SILENCE = 300
+"""Seconds: a Hub takes its time over a large commit."""
 _NUMBERED = re.compile(r"v(\d{1,9})")
 _MAIN = constants.DEFAULT_REVISION
 
@@ -103,13 +110,15 @@ def push(
     require_tag(tag)
     job = _begin(package, tag, patience or Patience())
     _require_signer_kept(job)
-    _require_repository(job, private=private)
-    with xet_where_it_is_served(job.api, job.name), progress_on_terminals():
-        commit = job.wire.persist(
-            lambda _: _published(job),
-            job.wire.endpoint,
-            size=sum(file.size for file in package.files.values()),
-        )
+    silence = job.wire.patience.stall_seconds or _SILENCE
+    with silence_ends_after(silence), progress_on_terminals():
+        _require_repository(job, private=private)
+        with xet_where_it_is_served(job.api, job.name):
+            commit = job.wire.persist(
+                lambda _: _published(job),
+                job.wire.endpoint,
+                size=sum(file.size for file in package.files.values()),
+            )
         marker = job.wire.persist(lambda _: _marked(job, commit), job.wire.endpoint)
     if others := _others(job, ask_listing(job.wire, job.name, commit)):
         job.notes.append(f"the repository also holds {', '.join(others[:10])}: left as they are")

@@ -1,12 +1,14 @@
 """zoo push against a Hub that refuses, fails, lies or is not there."""
 
 import errno
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+from huggingface_hub.utils import get_session
 from ownhub import OwnHub
 from pushes import NAME, failure, make, posts, publish, refusing
 from starlette.requests import Request
@@ -104,6 +106,17 @@ def test_a_hub_that_stays_down_is_a_network_error(
 def test_a_hub_that_is_not_there(hub: OwnHub, api: HfApi, model: Path) -> None:
     hub.stop()
     assert "cannot be reached" in failure(model, NetworkError).what
+
+
+def test_a_hub_that_never_answers(
+    hub: OwnHub, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", place)
+        before = get_session().timeout
+        failure(model, NetworkError)
+        assert get_session().timeout == before
 
 
 def test_an_answer_that_was_lost_is_not_a_second_commit(
