@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import IntegrityError
+from zoo.files import sha256_of
 
 FORMAT = 1
 TEACHER = "teacher"
@@ -23,6 +24,11 @@ class FileRecord:
 
     sha256: str
     size: int
+
+
+def record_of(path: Path) -> FileRecord:
+    """What a file holds."""
+    return FileRecord(sha256=sha256_of(path), size=path.stat().st_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

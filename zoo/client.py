@@ -21,7 +21,7 @@ from huggingface_hub.utils import (
 
 from zoo.errors import UsageError
 from zoo.files import disk_errors
-from zoo.wire import RETRIED, TransientError, retry_after
+from zoo.wire import RETRIED, TransientError, is_unreachable, retry_after
 
 _MAIN = constants.DEFAULT_REVISION
 
@@ -35,8 +35,8 @@ def meaning(api: HfApi, name: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _refusal(api, name, error) from None
     except HTTPError as error:
-        unreachable = type(error).__name__ in {"ConnectError", "ConnectTimeout", "ProxyError"}
-        raise TransientError(type(error).__name__, unreachable=unreachable) from None
+        what = type(error).__name__
+        raise TransientError(what, unreachable=is_unreachable(error)) from None
     except (json.JSONDecodeError, UnicodeError):  # of a proxy, say
         raise TransientError("an answer that is not JSON") from None
     except ValueError as error:  # of the client, which lets the Hub judge the page first

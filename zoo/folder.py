@@ -17,7 +17,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from zoo.card import TEACHER, Card, FileRecord
+from zoo.card import TEACHER, Card, TeacherRecord, record_of
 from zoo.convnet import (
     ConvnetConfig,
     Stage,
@@ -29,7 +29,7 @@ from zoo.convnet import (
     stage_at,
 )
 from zoo.errors import UsageError
-from zoo.files import atomic_folder, atomic_json, sha256_of
+from zoo.files import atomic_folder, atomic_json
 from zoo.hubcache import repository_at
 from zoo.images import Preprocess
 from zoo.layout import (
@@ -78,6 +78,24 @@ class _Known:
         licenses = self.card.licenses if self.card else {}
         parts = {part.partition(" "): text for part, text in licenses.items()}
         return {name or word: text for (word, _, name), text in parts.items() if word == TEACHER}
+
+    def as_teacher(
+        self,
+        *,
+        block: int | None = None,
+        stride: int | None = None,
+        relation_heads: int | None = None,
+    ) -> TeacherRecord:
+        """What a student's card says of it, read at a block, or at a convnet's stage."""
+        return TeacherRecord(
+            name=self.name,
+            digest=self.digest,
+            block=block,
+            license=self.license,
+            relation_heads=relation_heads,
+            stride=stride,
+            ancestors=self.ancestors,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,10 +157,7 @@ def save_model(
         save_file(plain, temp / WEIGHTS, metadata={"format": "pt"})
         atomic_json(temp / CONFIG, layout)
         (temp / "README.md").write_text(readme(card, layout, parameters))
-        files = {
-            file.name: FileRecord(sha256=sha256_of(file), size=file.stat().st_size)
-            for file in sorted(temp.iterdir())
-        }
+        files = {file.name: record_of(file) for file in sorted(temp.iterdir())}
         digest = _digest(files[WEIGHTS].sha256, layout)
         card = replace(card, files=files, digest=digest)
         (temp / RECORD).write_text(card.to_json())

@@ -15,7 +15,7 @@ import timm
 from platformdirs import user_cache_path
 from safetensors import safe_open
 
-from zoo.card import TEACHER, Card, FileRecord
+from zoo.card import TEACHER, Card, FileRecord, record_of
 from zoo.catalog import folder_here
 from zoo.entry import Signer
 from zoo.errors import IntegrityError, UsageError
@@ -24,7 +24,6 @@ from zoo.files import (
     atomic_write,
     disk_errors,
     is_there,
-    sha256_of,
     sweep,
     typed_path,
 )
@@ -296,11 +295,6 @@ def _write(
     card = replace(card, files=_records(place))
     atomic_write(place / RECORD, card.to_json())
     return card
-
-
-def record_of(path: Path) -> FileRecord:
-    """What a file holds."""
-    return FileRecord(sha256=sha256_of(path), size=path.stat().st_size)
 
 
 def _records(place: Path) -> dict[str, FileRecord]:

@@ -8,12 +8,14 @@ import contextlib
 import re
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, GitRefInfo, HfApi, constants
 
+from zoo.card import record_of
 from zoo.catalog import add_to_user_catalog, load_catalog
 from zoo.client import (
     meaning,
@@ -24,7 +26,7 @@ from zoo.client import (
 from zoo.errors import DiskError, IntegrityError, NetworkError, UsageError, ZooError
 from zoo.fetch import ask_commit, ask_listing
 from zoo.files import atomic_write
-from zoo.package import Package, record_of
+from zoo.package import Package
 from zoo.published import entry_of
 from zoo.signing import SIGNATURE, check_signature
 from zoo.tree import Entry, Listing, is_commit, is_fetched
@@ -87,6 +89,8 @@ class _Push:
     tag: str | None
     sent: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    listing: Listing = field(default_factory=dict)
+    """Of the commit, as the Hub gave it last."""
 
     @property
     def name(self) -> str:
@@ -120,7 +124,7 @@ def push(
                 size=sum(file.size for file in package.files.values()),
             )
         marker = job.wire.persist(lambda _: _marked(job, commit), job.wire.endpoint)
-    if others := _others(job, ask_listing(job.wire, job.name, commit)):
+    if others := _others(job, job.listing):
         job.notes.append(f"the repository also holds {', '.join(others[:10])}: left as they are")
     catalog = _remember(job, commit)
     return Pushed(
@@ -208,7 +212,7 @@ def _published(job: _Push) -> str:
     """The commit that holds every file of the package, made if there is none."""
     with meaning(job.api, job.name):
         head = ask_commit(job.wire, job.name, _MAIN)
-        listing = ask_listing(job.wire, job.name, head)
+        listing = job.listing = ask_listing(job.wire, job.name, head)
         _require_covered(job, listing)
         _keep_signature(job, head, listing)
         missing = _differing(job, listing)
@@ -216,7 +220,8 @@ def _published(job: _Push) -> str:
         if not missing:
             return head
         made = _commit(job, head, listing, missing)
-    if wrong := _differing(job, ask_listing(job.wire, job.name, made)):
+    job.listing = ask_listing(job.wire, job.name, made)
+    if wrong := _differing(job, job.listing):
         raise IntegrityError(
             "the Hub lists other bytes than were sent",
             where=f"{job.name} at {made[:12]}: {', '.join(wrong)}",
@@ -288,8 +293,11 @@ def _is_listed(job: _Push, name: str, entry: Entry | None) -> bool:
 
 def _require_tag_free(job: _Push, head: str, missing: list[str]) -> None:
     """A tag that others may have pinned is never moved."""
-    marked = _tags(job).get(job.tag or "")
-    if job.tag and any(ref.name == job.tag for ref in job.api.list_repo_refs(job.name).branches):
+    if job.tag is None:
+        return
+    refs = job.api.list_repo_refs(job.name)
+    marked = _commits(refs.tags).get(job.tag)
+    if job.tag in _commits(refs.branches):
         raise UsageError(
             f"{job.tag} is a branch of {job.name}", where="--tag", fix="choose another --tag"
         )
@@ -304,14 +312,15 @@ def _require_tag_free(job: _Push, head: str, missing: list[str]) -> None:
     )
 
 
-def _tags(job: _Push) -> dict[str, str]:
-    return {ref.name: ref.target_commit for ref in job.api.list_repo_refs(job.name).tags}
+def _commits(refs: Iterable[GitRefInfo]) -> dict[str, str]:
+    """By the name of the tag or branch."""
+    return {ref.name: ref.target_commit for ref in refs}
 
 
 def _marked(job: _Push, commit: str) -> str:
     """The tag that marks the commit, made if there is none."""
     with meaning(job.api, job.name):
-        tags = _tags(job)
+        tags = _commits(job.api.list_repo_refs(job.name).tags)
         if job.tag in tags:
             _require_tag_free(job, commit, [])  # another push may have set it meanwhile
             return str(job.tag)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from zoo.errors import IntegrityError
 from zoo.files import safe_join
@@ -63,6 +63,11 @@ Listing = dict[str, Entry]
 def is_commit(text: object) -> bool:
     """Whether this is a full commit id: 40 hex digits."""
     return isinstance(text, str) and bool(_SHA1.fullmatch(text))
+
+
+def is_sha256(text: object) -> TypeGuard[str]:
+    """Whether this is a sha256: 64 hex digits."""
+    return isinstance(text, str) and bool(_SHA256.fullmatch(text))
 
 
 def is_fetched(name: str) -> bool:
@@ -148,12 +153,12 @@ def _entry(name: object, info: Mapping[str, Any], where: str) -> Entry:
         and not isinstance(size, bool)
         and size >= 0
         and is_commit(blob_id)
-        and (sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256)))
+        and (sha256 is None or is_sha256(sha256))
         and (sha256 is None or info.get("lfs_size", size) == size)
     )
     if not good:
         raise _refused(f"a file with a bad size or digest: {name!r:.80}", where)
-    if not (isinstance(xet_hash, str) and _SHA256.fullmatch(xet_hash)):
+    if not is_sha256(xet_hash):
         xet_hash = None  # only a hint for another way of fetching
     return Entry(
         name=str(name),

@@ -139,9 +139,8 @@ class Wire:
             finally:
                 response.close()
         except HTTPError as error:
-            kind = type(error).__name__
-            unreachable = kind in {"ConnectError", "ConnectTimeout", "ProxyError"}
-            raise TransientError(f"{kind} from {_place(url)}", unreachable=unreachable) from error
+            what = f"{type(error).__name__} from {_place(url)}"
+            raise TransientError(what, unreachable=is_unreachable(error)) from error
 
     def require_safe(self, url: str) -> None:
         """Raise IntegrityError for an address that a request should not go to."""
@@ -261,6 +260,11 @@ def _token_errors() -> Iterator[None]:
         fix="make the file yours and readable, or remove it; if the model is not public, "
         "run `hf auth login` then",
     )
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether there was no answer at all, by the name of the client's error: its library varies."""
+    return type(error).__name__ in {"ConnectError", "ConnectTimeout", "ProxyError"}
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from pretrain.teachers.frozen import FrozenTokens, Precision
-from zoo.card import TeacherRecord
 from zoo.folder import load_convnet
 from zoo.tokens import stage_tokens
 
@@ -24,19 +23,11 @@ def convnet_tokens(
     Raises IntegrityError, UsageError.
     """
     model = load_convnet(folder, stride=stride, image_size=image_size, device=device)
-    record = TeacherRecord(
-        name=model.name,
-        digest=model.digest,
-        block=None,
-        stride=model.stage.stride,
-        license=model.license,
-        ancestors=model.ancestors,
-    )
     return FrozenTokens(
         model.net,
         partial(stage_tokens, stage=model.stage),
         model.preprocess,
-        record=record,
+        record=model.as_teacher(stride=model.stage.stride),
         cell=model.stage.stride,
         width=model.stage.channels,
         precision=precision,

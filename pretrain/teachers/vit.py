@@ -53,18 +53,10 @@ class ViTTeacher:
         recorded = model.card.relation_heads if model.card and block == config.depth else None
         heads = self.relation_heads or recorded or config.heads
         _require_divides(heads, config.width, student.width)
-        record = TeacherRecord(
-            name=model.name,
-            digest=model.digest,
-            block=block,
-            license=model.license,
-            ancestors=model.ancestors,
-            relation_heads=heads,
-        )
         return FrozenViT(
             model.vit,
             model.preprocess,
-            record=record,
+            record=model.as_teacher(block=block, relation_heads=heads),
             relation_heads=heads,
             precision=self.precision,
         )
@@ -124,13 +116,7 @@ def vit_tokens(
         model.vit,
         read,
         model.preprocess,
-        record=TeacherRecord(
-            name=model.name,
-            digest=model.digest,
-            block=last,
-            license=model.license,
-            ancestors=model.ancestors,
-        ),
+        record=model.as_teacher(block=last),
         cell=model.config.patch,
         width=model.config.width,
         precision=precision,
@@ -151,13 +137,7 @@ def _any_vit_tokens(
         model.net,
         read,
         model.preprocess,
-        record=TeacherRecord(
-            name=model.name,
-            digest=model.digest,
-            block=len(model.net.blocks),
-            license=model.license,
-            ancestors=model.ancestors,
-        ),
+        record=model.as_teacher(block=len(model.net.blocks)),
         cell=model.patch,
         width=model.net.embed_dim,
         precision=precision,

@@ -12,6 +12,7 @@ from pathlib import Path
 from zoo.errors import IntegrityError
 from zoo.files import disk_errors, require_space, sweep, sync_folder
 from zoo.server.refusal import DamagedError
+from zoo.tree import is_sha256
 
 BLOCK = 1 << 20
 MOST_REGULAR_BYTES = 10 << 20
@@ -105,7 +106,7 @@ class Blobs:
 
     def path(self, sha256: str) -> Path:
         """Where a content is; ``sha256`` must be one."""
-        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        if not is_sha256(sha256):
             raise ValueError(f"not a sha256: {sha256!r}")
         return self.folder / sha256
 

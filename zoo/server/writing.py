@@ -15,6 +15,7 @@ from zoo.server.blobs import BLOCK, MOST_REGULAR_BYTES, SAMPLE_BYTES, is_large, 
 from zoo.server.history import LOCAL, MAIN, Delete, Put, check_name, check_path
 from zoo.server.reading import json_of, object_of, origin, text_in
 from zoo.server.refusal import RefusedError
+from zoo.tree import is_sha256
 
 _MOST_LINE_BYTES = 2 * MOST_REGULAR_BYTES
 """Of a commit's line: a regular file in base64."""
@@ -267,12 +268,9 @@ def _content(value: dict[str, Any]) -> bytes:
 def _announced(item: Any) -> tuple[str, int]:
     sha256 = item.get("oid") if isinstance(item, dict) else None
     size = item.get("size") if isinstance(item, dict) else None
-    good = (
-        isinstance(sha256, str) and len(sha256) == 64 and not set(sha256) - set("0123456789abcdef")
-    )
-    if not good or not _is_size(size):
+    if not is_sha256(sha256) or not _is_size(size):
         raise RefusedError(400, "a file without its sha256 and size")
-    return str(sha256), size
+    return sha256, size
 
 
 def _is_size(size: object) -> TypeGuard[int]:
