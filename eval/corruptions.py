@@ -3,8 +3,8 @@
 mCE divides the errors of each corruption type by AlexNet's; the other does not.  ResNet-50 has an
 mCE of 76.7 and an unnormalised error of 60.8.  Both are over the same 15 types and 5 severities.
 
-Source: Hendrycks and Dietterich 2019, arXiv 1903.12261; AlexNet's errors from the README
-of hendrycks/robustness.
+Source: Hendrycks and Dietterich 2019, arXiv 1903.12261; AlexNet's errors as the authors'
+repository, hendrycks/robustness, gives them.
 """
 
 from collections.abc import Mapping, Sequence

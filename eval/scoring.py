@@ -288,7 +288,7 @@ def _label_sets(
     labels: Tensor, protocol: Protocol, samples: Tensor, name_of: Callable[[int], str]
 ) -> Tensor:
     """(B, K) on the CPU, checked: folder numbers of a 200-way set are not class numbers."""
-    sets = labels.cpu().reshape(len(labels), -1)
+    sets = (labels[:, None] if labels.ndim == 1 else labels).cpu()
     known = torch.isin(sets, columns(protocol.subset))
     if protocol.labels == "sets":
         known |= sets == -1
