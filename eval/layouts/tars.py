@@ -1,0 +1,299 @@
+"""Images in tar archives, read by seeking: nothing is unpacked, no name becomes a path.
+
+Both kinds: members in class folders, and WebDataset shards with ``key.jpg`` beside ``key.cls``.
+"""
+
+import hashlib
+import itertools
+import os
+import tarfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from eval.layouts.listing import Listing, each, first_ten
+from pretrain.index import EXTENSIONS, PackedNames
+from zoo.errors import DataError, IntegrityError
+from zoo.images import decode
+
+# ruff: noqa: PTH118, PTH122
+# pathlib does not take bytes.
+
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_MOST_TARGET_BYTES = 64
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TarStore:
+    """Where in which archive each image lies."""
+
+    paths: tuple[Path, ...]
+    path_ids: np.ndarray
+    """(N,) int32."""
+    offsets: np.ndarray
+    """(N,) int64, bytes from the start of the archive to the image."""
+    sizes: np.ndarray
+    """(N,) int64, bytes."""
+
+    def read(self, i: int, name: bytes) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of image ``i``.  Raises DataError.
+
+        The archive is opened for each: a descriptor kept open would not survive being sent to a
+        worker, and folders pay the same.
+        """
+        path, size = self.paths[self.path_ids[i]], int(self.sizes[i])
+        where = f"{path}: {name.decode(errors='backslashreplace')}"
+        try:
+            with path.open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size, int(self.offsets[i]))
+        except OSError as error:
+            raise DataError(
+                f"the archive cannot be read: {error.strerror}",
+                where=where,
+                fix="check that it is there, and readable",
+            ) from error
+        if len(data) != size:
+            raise DataError(
+                "the archive is shorter than it was", where=where, fix="do not change it meanwhile"
+            )
+        return decode(data, where)
+
+
+@dataclass(kw_only=True)
+class _Found:
+    """What the archives hold, in the order of their members."""
+
+    names: list[bytes] = field(default_factory=list)
+    path_ids: array = field(default_factory=lambda: array("i"))
+    offsets: array = field(default_factory=lambda: array("q"))
+    sizes: array = field(default_factory=lambda: array("q"))
+    folders: set[bytes] = field(default_factory=set)
+    targets: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+    """Content of a ``.cls`` file by archive and key."""
+
+
+def list_tars(paths: Sequence[Path]) -> Listing:
+    """The images in these archives.
+
+    An archive's own name is no part of an image's, unless two archives use the same names.
+    Raises DataError for what is no whole plain tar, for no image and for keys without a class;
+    IntegrityError for names and members that no data set has.
+    """
+    found = _Found()
+    for number, path in enumerate(paths):
+        _scan(path, number, found)
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    if not found.names:
+        raise DataError(
+            "there is no image in the archive" + ("s" if len(paths) > 1 else ""),
+            where=str(place),
+            fix="give a tar with CLASS/file.JPEG members, or with key.jpg and key.cls pairs",
+        )
+    targets = _targets(found, paths) if found.targets else None
+    if len(paths) > 1 and len(set(found.names)) < len(found.names):
+        stems = [os.fsencode(path.stem) for path in paths]
+        found.names = [
+            stems[i] + b"/" + name for i, name in zip(found.path_ids, found.names, strict=True)
+        ]
+        found.folders = set()
+    return _sorted(found, targets, tuple(paths), place)
+
+
+def _sorted(
+    found: _Found, targets: list[bytes] | None, paths: tuple[Path, ...], place: Path
+) -> Listing:
+    split = [os.path.split(name) for name in found.names]
+    order = sorted(range(len(split)), key=split.__getitem__)
+    twice = [split[i] for i, j in itertools.pairwise(order) if split[i] == split[j]]
+    if twice:
+        raise DataError(
+            "two images of the archive have the same name",
+            where=f"{place}: {first_ten(os.fsdecode(os.path.join(*pair)) for pair in twice)}",
+            fix="make the archive anew",
+        )
+    folders = sorted(found.folders | {folder for folder, _ in split} | {b""})
+    number_of = {folder: number for number, folder in enumerate(folders)}
+    names = PackedNames.of([split[i][1] for i in order])
+    ids = np.fromiter((number_of[split[i][0]] for i in order), np.int32, len(order))
+    places = np.array(order)
+    sizes = np.array(found.sizes, np.int64)[places]
+    packed = PackedNames.of(folders)
+    return Listing(
+        place=place,
+        names=names,
+        folder_ids=ids,
+        folders=packed,
+        fingerprint=fingerprint_of(names, folders, ids, sizes),
+        store=TarStore(
+            paths=paths,
+            path_ids=np.array(found.path_ids, np.int32)[places],
+            offsets=np.array(found.offsets, np.int64)[places],
+            sizes=sizes,
+        ),
+        targets=None if targets is None else PackedNames.of([targets[i] for i in order]),
+    )
+
+
+def fingerprint_of(
+    names: PackedNames, folders: Sequence[bytes], folder_ids: np.ndarray, sizes: np.ndarray
+) -> str:
+    """What ``ImageIndex.fingerprint`` is of the same files in folders: hex sha256."""
+    digest = hashlib.sha256()
+    for name, i, size in zip(each(names), folder_ids.tolist(), sizes.tolist(), strict=True):
+        digest.update(b"%s/%s\0%d\n" % (folders[i], name, size))
+    return digest.hexdigest()
+
+
+def tars_below(listing: Listing, store: TarStore, prefix: bytes) -> Listing:
+    """The same images without the leading folder ``prefix``, which all of them share."""
+    names = list(each(listing.folders))
+    kept = [i for i, name in enumerate(names) if name == prefix or name.startswith(prefix + b"/")]
+    inside = [names[i][len(prefix) + 1 :] for i in kept]
+    new = np.full(len(names), -1, np.int32)
+    new[kept] = np.arange(len(kept))
+    ids = new[listing.folder_ids]
+    return replace(
+        listing,
+        folders=PackedNames.of(inside),
+        folder_ids=ids,
+        fingerprint=fingerprint_of(listing.names, inside, ids, store.sizes),
+    )
+
+
+def _targets(found: _Found, paths: Sequence[Path]) -> list[bytes]:
+    """The class of each image by its ``.cls`` file.  Raises DataError."""
+    keys = [
+        (number, os.path.splitext(name)[0])
+        for number, name in zip(found.path_ids, found.names, strict=True)
+    ]
+    images = Counter(keys)
+    odd = [key for key in keys if key not in found.targets or images[key] > 1]
+    odd += sorted(found.targets.keys() - images.keys())
+    if odd:
+        raise DataError(
+            "the shards do not hold one image and one .cls file for each key",
+            where=first_ten(f"{paths[i]}: {os.fsdecode(key)}" for i, key in odd),
+            fix="make the shards anew; the file name up to its last dot is the key",
+        )
+    return [found.targets[key] for key in keys]
+
+
+def _scan(path: Path, number: int, found: _Found) -> None:
+    """Add the members of one archive."""
+    pending: list[tuple[bytes, int, int]] = []
+    for member in _members(path):
+        name = _name_of(member, path)
+        if name is None:
+            continue
+        if member.isdir():
+            found.folders.add(name)
+        elif name.lower().endswith(EXTENSIONS):
+            found.names.append(name)
+            found.path_ids.append(number)
+            found.offsets.append(member.offset_data)
+            found.sizes.append(member.size)
+        elif name.endswith(b".cls"):
+            pending.append((name, member.offset_data, member.size))
+    with path.open("rb") as file:
+        for name, offset, size in pending:
+            if size > _MOST_TARGET_BYTES:
+                raise DataError(
+                    f"a .cls file of {size:,} bytes holds no class",
+                    where=f"{path}: {os.fsdecode(name)}",
+                    fix="it should hold the class number, in digits",
+                )
+            file.seek(offset)
+            found.targets[number, name[: -len(b".cls")]] = file.read(size).strip()
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """All members.  Raises DataError for whatever is not a whole, plain tar."""
+    _require_plain(path)
+    try:
+        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+            end = 0
+            while (member := tar.next()) is not None:
+                # It would keep them all: a gigabyte for a million.
+                tar.members = []  # type: ignore[attr-defined]
+                if member.size < 0 or tar.offset <= end:  # a negative size turns tarfile in circles
+                    raise tarfile.ReadError("a member of impossible size")
+                end = tar.offset
+                yield member
+            _require_end(path, tar.offset)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        raise DataError(
+            f"not a whole tar archive: {str(error).splitlines()[0] if str(error) else 'damaged'}",
+            where=str(path),
+            fix="fetch it or make it anew",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"the archive cannot be read: {error.strerror}",
+            where=str(path),
+            fix="check that it is there, and readable",
+        ) from error
+
+
+def _require_plain(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+    except OSError as error:
+        raise DataError(
+            f"the archive cannot be read: {error.strerror}",
+            where=str(path),
+            fix="check that it is there, and readable",
+        ) from error
+    for start, kind in _COMPRESSED.items():
+        if magic.startswith(start):
+            raise DataError(
+                f"the archive is compressed ({kind}): no image in it can be read by its place",
+                where=str(path),
+                fix="unpack it into a folder, or decompress it to a plain .tar",
+            )
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """tarfile takes a damaged header, and a file that just stops, for the end of the archive."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it stops without its end mark")
+        while block:
+            if block.strip(b"\0"):
+                raise tarfile.ReadError("a damaged member, or another archive joined to its end")
+            block = file.read(_CHUNK)
+
+
+def _name_of(member: tarfile.TarInfo, path: Path) -> bytes | None:
+    """The member's name, without ``./``; None for hidden ones.  Raises IntegrityError, DataError.
+
+    Hidden are, as in folders, names with a leading dot: macOS puts ``._1.jpg`` beside ``1.jpg``.
+    """
+    parts = [part for part in os.fsencode(member.name).split(b"/") if part not in (b"", b".")]
+    if member.name.startswith("/") or b".." in parts or "\\" in member.name:
+        what = "a name in the archive leads out of it"
+    elif not (member.isreg() or member.isdir()):
+        what = "the archive holds a link or a device, which is never followed"
+    elif member.issparse():
+        raise DataError(
+            "the archive holds a sparse file, which cannot be read by its place",
+            where=f"{path}: {member.name!r}",
+            fix="make the archive anew without --sparse",
+        )
+    else:
+        return None if not parts or any(p.startswith(b".") for p in parts) else b"/".join(parts)
+    raise IntegrityError(
+        what, where=f"{path}: {member.name!r}", fix="make the archive anew from plain files"
+    )
