@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from eval.classes import VAL_IMAGES, class_of, synsets
 from eval.layouts.evalset import EvalSet, Group
-from eval.layouts.expected import VAL_IMAGES, Expected, label_of_synset, reassessed, synsets
+from eval.layouts.expected import Expected, reassessed
 from eval.layouts.flat import synset_in_name
 from eval.layouts.labelled import Labelled
 from eval.layouts.listing import counted, each, first_ten, val_numbers
@@ -96,7 +97,7 @@ def _shortfall(
     """
     pairs = {(g.type, g.severity) for g in groups}
     absent = [f"{kind}/{level}" for kind, level in due.groups if (kind, level) not in pairs]
-    due_labels = [label_of_synset()[name] for name in due.synsets]
+    due_labels = [class_of()[name] for name in due.synsets]
     short = _first_short(counts[:, due_labels], groups, found, due)
     if not absent and not short:
         return ""
@@ -155,7 +156,7 @@ def _require_plausible(found: Labelled, benchmark: str) -> None:
     wrong = []
     for i, (name, label) in enumerate(zip(each(listing.names), found.labels.tolist(), strict=True)):
         synset = synset_in_name(name)
-        if synset in label_of_synset() and synset != synset_of[label]:
+        if synset in class_of() and synset != synset_of[label]:
             wrong.append(f"{os.fsdecode(listing.relative(i))} as {synset_of[label]}")
     if wrong:
         raise DataError(

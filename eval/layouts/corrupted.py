@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from eval.classes import class_of, synsets
+from eval.corruptions import EXTRA_TYPES, SEVERITIES, TYPES
 from eval.layouts.evalset import Group
-from eval.layouts.expected import EXTRA_TYPES, SEVERITIES, TYPES, label_of_synset, synsets
 from eval.layouts.folders import unknown_classes
 from eval.layouts.labelled import Labelled
 from eval.layouts.listing import Listing, first_ten
@@ -26,10 +27,10 @@ def label_corrupted(listing: Listing) -> Labelled:
         kind, severity, synset = ["", "", "", *name.split("/")][-3:]
         if kind not in {*TYPES, *EXTRA_TYPES} or severity not in map(str, SEVERITIES):
             odd.append(name or "(loose images)")
-        elif synset not in label_of_synset():
+        elif synset not in class_of():
             unknown.append(name)
         else:
-            label_of_folder[i] = label_of_synset()[synset]
+            label_of_folder[i] = class_of()[synset]
             pair_of_folder[i] = kind, int(severity)
     if odd:
         raise DataError(
@@ -39,7 +40,7 @@ def label_corrupted(listing: Listing) -> Labelled:
         )
     if unknown:
         raise unknown_classes(unknown, listing, "in1k-c")
-    empty = [name for name in listing.barren if name.rpartition("/")[2] in label_of_synset()]
+    empty = [name for name in listing.barren if name.rpartition("/")[2] in class_of()]
     return Labelled(
         listing=listing,
         labels=label_of_folder[listing.folder_ids],

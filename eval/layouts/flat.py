@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from eval.layouts.expected import label_of_synset, synsets
+from eval.classes import class_of, synsets
 from eval.layouts.labelled import Labelled
 from eval.layouts.listing import Listing, each, first_ten, val_numbers
 from eval.layouts.maps import find_map
@@ -34,7 +34,7 @@ def label_flat(listing: Listing) -> Labelled:
     """
     named = [synset_in_name(name) for name in each(listing.names)]
     if all(named):
-        label_of = label_of_synset()
+        label_of = class_of()
         unknown = sorted({str(name) for name in named} - label_of.keys())
         if unknown:
             raise DataError(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from eval.layouts.expected import label_of_synset, synsets
+from eval.classes import class_of, synsets
 from eval.layouts.labelled import Labelled
 from eval.layouts.listing import Listing, each, first_ten, is_synset
 from zoo.errors import DataError
@@ -35,7 +35,7 @@ def label_synset_folders(listing: Listing, benchmark: str) -> Labelled:
             fix="give the set with its folders as published (n01440764 …): "
             "a number does not say whose order it follows",
         )
-    label_of = number_label if len(numbered) == len(held) else label_of_synset().get
+    label_of = number_label if len(numbered) == len(held) else class_of().get
     known = {name: label for name in held if (label := label_of(name)) is not None}
     if unknown := [name or "(loose images)" for name in held if name not in known]:
         raise unknown_classes(unknown, listing, benchmark)
@@ -70,8 +70,7 @@ def label_targets(listing: Listing, benchmark: str) -> Labelled:
     assert listing.targets is not None
     found = [_decimal(target) for target in each(listing.targets)]
     labels = [
-        label_of_synset().get(target) if is_synset(target) else number_label(target)
-        for target in found
+        class_of().get(target) if is_synset(target) else number_label(target) for target in found
     ]
     bad = {target for target, label in zip(found, labels, strict=True) if label is None}
     if bad:

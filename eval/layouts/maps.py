@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.layouts.expected import VAL_IMAGES, label_of_synset, synsets
+from eval.classes import VAL_IMAGES, class_of, synsets
 from eval.layouts.listing import is_synset
 from zoo.errors import DataError
 
@@ -168,7 +168,7 @@ def _official(path: Path) -> dict[int, int]:
 
 
 def _add(labels: dict[int, int], image: int, name: str, path: Path, line: int) -> None:
-    label = label_of_synset().get(name)
+    label = class_of().get(name)
     if label is None:
         raise _unreadable(path, f"line {line} says {name!r}, which is no class of ImageNet")
     if not 1 <= image <= VAL_IMAGES:

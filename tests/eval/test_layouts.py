@@ -13,14 +13,14 @@ from evalsets import SMALL, SYNSETS, TEN, THREE, picture, plain_files, val_files
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.classes import synsets_of
 from eval.layouts import EvalSet, expected, open_eval_set
-from eval.layouts.expected import synsets
 from eval.layouts.folders import number_label
 from pretrain.index import open_index
 from zoo.errors import DataError, UsageError
 from zoo.images import decode
 
-A_THREE = synsets("imagenet_a")[:3]
+A_THREE = synsets_of("a")[:3]
 
 
 @pytest.fixture

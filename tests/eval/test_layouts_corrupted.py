@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from evalsets import SMALL, SYNSETS, picture, val_name, val_numbers_of, write_tar, write_tree
 
+from eval.corruptions import EXTRA_TYPES, SEVERITIES, TYPES
 from eval.layouts import open_eval_set
-from eval.layouts.expected import EXTRA_TYPES, SEVERITIES, TYPES
 from zoo.errors import DataError
 
 TWO = SYNSETS[0], SYNSETS[2]

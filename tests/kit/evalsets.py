@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from eval.classes import synsets
 from eval.layouts import Expected
-from eval.layouts.expected import reassessed, synsets
+from eval.layouts.expected import reassessed
 
 SYNSETS = synsets()
 THREE = SYNSETS[0], SYNSETS[2], SYNSETS[10]
