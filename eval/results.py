@@ -36,7 +36,17 @@ class Result:
     data_fingerprint: str
     dtype: str
     seconds: float
+    """Wall clock of the evaluation, over all its starts."""
     code_version: str
+    protocol_digest: str = ""
+    """sha256 of all that the protocol pins."""
+    complete: bool = True
+    """Whether ``samples`` are all that the protocol asks for; ``data`` says what is missing."""
+    seed: int = 0
+    """Of what the protocol draws; most draw nothing."""
+    ranks: int = 1
+    predictions: str = ""
+    """Name of the file beside this one that holds what each sample was taken for."""
     environment: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     """What was measured beside the value."""
@@ -51,16 +61,21 @@ class Result:
         )
 
     def save(self, folder: Path) -> Path:
-        """Write ``folder/<protocol>-<key>.json``, where the key is all that the value depends on.
+        """Write ``folder/<stem>.json``.
 
         The same evaluation again replaces its file.  Raises DiskError.
         """
-        parts = [self.model_digest, self.protocol, self.transform, self.settings]
-        text = json.dumps([*parts, self.data_fingerprint, self.dtype], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        path = folder / f"{self.protocol.replace('@', '-v')}-{key}.json"
+        path = folder / f"{self.stem}.json"
         atomic_json(path, self.as_dict())
         return path
+
+    @property
+    def stem(self) -> str:
+        """Protocol and a digest of all that the value depends on: the file's name."""
+        parts = [self.model_digest, self.protocol, self.transform, self.settings]
+        text = json.dumps([*parts, self.data_fingerprint, self.dtype, self.seed], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return f"{self.protocol.replace('@', '-v')}-{key}"
 
 
 def _setting(item: tuple[str, Any]) -> str:

@@ -14,6 +14,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -36,6 +37,9 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 # simplejpeg converts other colour spaces too, but one level away from Pillow.
 _EXACT_COLOURS = {"YCbCr", "RGB", "Gray"}
 _FIX = "replace the file, or remove it"
+
+Interpolation = Literal["bicubic", "bilinear"]
+CropMode = Literal["center", "squash"]
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
@@ -145,6 +149,10 @@ class Preprocess:
     """Of RGB in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Of RGB in [0, 1]."""
+    interpolation: Interpolation = "bicubic"
+    """Antialiased, as Pillow does."""
+    crop_mode: CropMode = "center"
+    """center: the shorter side is resized.  squash: both sides are, to a square.  timm's names."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or not 0 < self.crop_pct <= 1 or min(self.std) <= 0:
@@ -165,9 +173,9 @@ class Preprocess:
         Two steps on purpose: cropping while resizing shifts the window by half a pixel.
         """
         image = torch.from_numpy(pixels).permute(2, 0, 1)
-        resized = F.resize(
-            image, [self.shorter], interpolation=InterpolationMode.BICUBIC, antialias=True
-        )
+        size = [self.shorter] if self.crop_mode == "center" else [self.shorter, self.shorter]
+        mode = InterpolationMode(self.interpolation)
+        resized = F.resize(image, size, interpolation=mode, antialias=True)
         return F.center_crop(resized, [self.image_size, self.image_size])
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import timm
 import torch
@@ -27,7 +27,7 @@ from torch import nn
 
 from zoo.convnet import ConvnetConfig
 from zoo.errors import IntegrityError, UsageError
-from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from zoo.images import IMAGENET_MEAN, IMAGENET_STD, CropMode, Interpolation, Preprocess
 from zoo.vit import MOST, VIT_B, VIT_H, VIT_L, VIT_S, VIT_T, ViTConfig
 
 MAX_BYTES = 1_000_000
@@ -154,6 +154,8 @@ class _Pretrained:
     mean: _Rgb | None = None
     std: _Rgb | None = None
     crop_pct: float | None = None
+    interpolation: str | None = None
+    crop_mode: str | None = None
     license: str | None = None
     input_size: _InputSize | None = None
 
@@ -260,7 +262,10 @@ def convnet_of(layout: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def preprocess_of(layout: dict[str, Any], image_size: int) -> Preprocess:
-    """How images become this network's input; ImageNet's statistics where nothing is stated."""
+    """How images become this network's input; ImageNet's statistics where nothing is stated.
+
+    Raises UsageError for a way of resizing that is not ours.
+    """
     stated = layout["pretrained_cfg"] or {}
     red, green, blue = stated.get("mean") or IMAGENET_MEAN
     red_std, green_std, blue_std = stated.get("std") or IMAGENET_STD
@@ -269,7 +274,19 @@ def preprocess_of(layout: dict[str, Any], image_size: int) -> Preprocess:
         crop_pct=stated.get("crop_pct") or 0.875,
         mean=(red, green, blue),
         std=(red_std, green_std, blue_std),
+        interpolation=_one_of(Interpolation, stated.get("interpolation") or "bicubic"),
+        crop_mode=_one_of(CropMode, stated.get("crop_mode") or "center"),
     )
+
+
+def _one_of(kind: Any, value: str) -> Any:
+    if value not in get_args(kind):
+        raise UsageError(
+            f"images resized by {value!r} are not ours to make",
+            where="config.json: pretrained_cfg",
+            fix=f"choose one of: {', '.join(get_args(kind))}",
+        )
+    return value
 
 
 def image_size_of(layout: dict[str, Any]) -> int:
