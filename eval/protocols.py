@@ -60,8 +60,9 @@ class Protocol:
     """In words; the only field that the digest leaves out."""
     data: str
     """The data set, by the name its authors gave it."""
-    subset: Subset = "all"
-    """The columns of the 1000 that are selected before softmax and argmax."""
+    subset: Subset | Literal["own"] = "all"
+    """The columns of the 1000 that are selected before softmax and argmax; or the model's own
+    classes, all of them."""
     labels: Labels = "single"
     images: tuple[int, ...]
     """How many the complete set has (of ImageNet-C: each part).  Several where sources differ."""
@@ -94,6 +95,8 @@ class Protocol:
     def pinned(self) -> dict[str, Any]:
         """Every rule of the protocol, and what the names in it mean."""
         rules = {name: value for name, value in asdict(self).items() if name != "about"}
+        if self.subset == "own":
+            return rules
         return {
             **rules,
             "columns": columns(self.subset).tolist(),
@@ -172,6 +175,14 @@ _ALL = (
         parts=tuple(f"{kind}/{severity}" for kind in TYPES for severity in SEVERITIES),
         metrics=("mce-alexnet-normalised", "mean-error-unnormalised"),
         transform="whole",
+    ),
+    Protocol(
+        name="own",
+        about="Class folders of one's own, named as the model's classes are",
+        data="",
+        subset="own",
+        images=(),
+        classes=0,
     ),
 )
 

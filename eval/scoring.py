@@ -6,7 +6,7 @@ neither batches nor ranks can change a score.
 B images of a batch · N images · C columns of the logits · K labels of an image, filled up with -1
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from eval.calibration import aurra, rms_calibration_error, rms_calibration_error_as_published
 from eval.classes import CLASSES, columns, synsets
 from eval.protocols import Metric, Protocol
-from zoo.errors import DataError, IntegrityError, UsageError
+from zoo.errors import DataError, IntegrityError
 
 TOP = 5
 RESAMPLES, SEED = 1000, 0
@@ -28,7 +28,10 @@ RESAMPLES, SEED = 1000, 0
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Predictions:
-    """What each image was taken for; on the CPU.  Classes are numbers among the 1000."""
+    """What each image was taken for; on the CPU.
+
+    Classes are numbers among ImageNet's 1000, or among the model's own.
+    """
 
     protocol: str
     """Name and version."""
@@ -38,7 +41,8 @@ class Predictions:
     """(N, K) int16: what is right, filled up with -1; all -1 where nothing is, and none is scored.
     """
     top5: Tensor
-    """(N, 5) int16, the surest first; of equal logits the class of the lowest number."""
+    """(N, 5) int16, the surest first; of equal logits the class of the lowest number.  Filled up
+    with -1 where a head has fewer classes."""
     confidence: Tensor
     """(N,) float32: the greatest softmax value over the protocol's columns."""
 
@@ -62,17 +66,18 @@ class Predictions:
 
 
 def require_head(outputs: int, protocol: Protocol) -> None:
-    """Raise UsageError unless a head of so many outputs can be scored by the protocol.
+    """Raise DataError unless a head of so many outputs can be scored by the protocol.
 
     outputs: 0 of a network without head.  To be asked before the first forward pass.
     """
-    if outputs == CLASSES:
+    if outputs == CLASSES or (outputs and protocol.subset == "own"):
         return
     if outputs == 0:
         what = "the model has no classification head"
+        family = "" if protocol.subset == "own" else "in1k-"
         fix = (
-            "fine-tune it on ImageNet-1k (zoo finetune), or score its frozen features by a probe "
-            "(in1k-knn, in1k-linear)"
+            "fine-tune it (zoo finetune), or score its frozen features by a probe "
+            f"({family}knn, {family}linear)"
         )
     elif outputs == protocol.classes:
         what = f"the head has {outputs:,} classes"
@@ -87,7 +92,13 @@ def require_head(outputs: int, protocol: Protocol) -> None:
             "fine-tune the model on ImageNet-1k (zoo finetune), or give it a linear probe "
             "(in1k-linear)"
         )
-    raise UsageError(what, where=f"{protocol.id} scores the {CLASSES:,} of ImageNet-1k", fix=fix)
+    raise DataError(what, where=f"{protocol.id} scores {_asked_of(protocol)}", fix=fix)
+
+
+def _asked_of(protocol: Protocol) -> str:
+    if protocol.subset == "own":
+        return "the classes of the model's own head"
+    return f"the {CLASSES:,} classes of ImageNet-1k"
 
 
 def predict(
@@ -100,10 +111,10 @@ def predict(
 ) -> Predictions:
     """What a batch's images are taken for.
 
-    logits: (B, 1000) float32.  labels: (B,) class numbers among the 1000, or (B, K) sets of them
-    filled up with -1.  samples: (B,) the images' numbers in the data set; name_of tells a number's
-    name in errors.  Raises UsageError for a head of another size, IntegrityError for logits that
-    are not finite, DataError for a label that the protocol does not have.
+    logits: (B, 1000) float32, or (B, C) of the model's own classes.  labels: (B,) class numbers
+    among these, or (B, K) sets of them filled up with -1.  samples: (B,) the images' numbers in
+    the data set; name_of tells the name of one in errors.  Raises DataError for a head of another size and for a label that the protocol
+    does not have, IntegrityError for logits that are not finite.
     """
     require_head(logits.shape[1], protocol)
     assert logits.dtype == torch.float32, "half precision makes ties: cast before the head"
@@ -115,15 +126,17 @@ def predict(
             where=f"first: {name_of(int(bad[0]))}",
             fix="check the weights (zoo verify), or evaluate in float32",
         )
-    sets = _label_sets(labels, protocol, samples, name_of)
-    numbers = columns(protocol.subset).to(logits.device)
+    subset = protocol.subset
+    valid = torch.arange(logits.shape[1]) if subset == "own" else columns(subset)
+    sets = _label_sets(labels, protocol, valid, samples, name_of)
+    numbers = valid.to(logits.device)
     selected = logits[:, numbers]
     confidence = selected.softmax(1).amax(1)
     return Predictions(
         protocol=protocol.id,
         samples=samples.cpu().long(),
         labels=sets.short(),
-        top5=numbers[_surest(selected, TOP)].cpu().short(),
+        top5=_five(numbers[_surest(selected, min(TOP, len(numbers)))].cpu().short()),
         confidence=confidence.cpu(),
     )
 
@@ -197,9 +210,11 @@ class Summary:
     rms_calibration_as_published: float | None
     aurra: float
     class_images: Tensor
-    """(1000,) int64: the images of each class; of label sets, those whose set holds it."""
+    """(C,) int64: the images of each class; of label sets, those whose set holds it."""
     class_correct: Tensor
-    """(1000,) int64: how many of these the surest class was right for."""
+    """(C,) int64: how many of these the surest class was right for."""
+    names: tuple[str, ...]
+    """What the C classes are called: synsets, or the model's own names."""
 
     def values(self) -> dict[Metric, float | None]:
         """The headline figures, in percent."""
@@ -212,11 +227,11 @@ class Summary:
         }
 
     def per_class(self) -> dict[str, float]:
-        """Top-1 accuracy in percent by synset, of the classes that have images."""
+        """Top-1 accuracy in percent by class, of the classes that have images."""
         there = self.class_images.nonzero().flatten().tolist()
-        names = synsets()
         return {
-            names[c]: 100 * int(self.class_correct[c]) / int(self.class_images[c]) for c in there
+            self.names[c]: 100 * int(self.class_correct[c]) / int(self.class_images[c])
+            for c in there
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -231,8 +246,14 @@ class Summary:
         }
 
 
-def summarise(predictions: Predictions, protocol: Protocol) -> Summary:
-    """The scores of all predictions.  Raises DataError where no image has a label."""
+def summarise(
+    predictions: Predictions, protocol: Protocol, *, names: Sequence[str] | None = None
+) -> Summary:
+    """The scores of all predictions.  names: of the model's own classes.
+
+    Raises DataError where no image has a label.
+    """
+    names = synsets() if names is None else names
     assert predictions.protocol == protocol.id, "scored by the protocol that predicted"
     ordered = concatenate([predictions])
     scored = ordered.scored
@@ -253,8 +274,9 @@ def summarise(predictions: Predictions, protocol: Protocol) -> Summary:
         rms_calibration=rms_calibration_error(sure, right, bin_size=size),
         rms_calibration_as_published=rms_calibration_error_as_published(sure, right, bin_size=size),
         aurra=aurra(sure, right),
-        class_images=_count(labels),
-        class_correct=_count(labels[first]),
+        class_images=_count(labels, len(names)),
+        class_correct=_count(labels[first], len(names)),
+        names=tuple(names),
     )
 
 
@@ -271,6 +293,10 @@ def _bootstrap(correct1: int, correct5: int, total: int) -> tuple[float, float]:
     return float(np.std(at1, ddof=1)), float(np.std(at5, ddof=1))
 
 
+def _five(classes: Tensor) -> Tensor:
+    return F.pad(classes, (0, TOP - classes.shape[1]), value=-1)  # a head of two has no five
+
+
 def _surest(logits: Tensor, count: int) -> Tensor:
     """(B, count) columns of the greatest logits.
 
@@ -285,11 +311,15 @@ def _surest(logits: Tensor, count: int) -> Tensor:
 
 
 def _label_sets(
-    labels: Tensor, protocol: Protocol, samples: Tensor, name_of: Callable[[int], str]
+    labels: Tensor,
+    protocol: Protocol,
+    valid: Tensor,
+    samples: Tensor,
+    name_of: Callable[[int], str],
 ) -> Tensor:
     """(B, K) on the CPU, checked: folder numbers of a 200-way set are not class numbers."""
     sets = (labels[:, None] if labels.ndim == 1 else labels).cpu()
-    known = torch.isin(sets, columns(protocol.subset))
+    known = torch.isin(sets, valid)
     if protocol.labels == "sets":
         known |= sets == -1
     if not known.all():
@@ -297,7 +327,7 @@ def _label_sets(
         raise DataError(
             f"a label is {int(sets[row, column])}, no class of {protocol.id}",
             where=name_of(int(samples[row])),
-            fix=f"number the classes as ImageNet-1k does, from 0 to {CLASSES - 1}",
+            fix=f"number the classes from 0 to {int(valid.max())}, in the order of their names",
         )
     return sets
 
@@ -306,5 +336,5 @@ def _any_right(guesses: Tensor, labels: Tensor) -> Tensor:
     return (guesses[:, :, None] == labels[:, None, :]).any((1, 2))
 
 
-def _count(labels: Tensor) -> Tensor:
-    return torch.bincount(labels[labels >= 0].long(), minlength=CLASSES)
+def _count(labels: Tensor, classes: int) -> Tensor:
+    return torch.bincount(labels[labels >= 0].long(), minlength=classes)

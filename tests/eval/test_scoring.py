@@ -26,7 +26,7 @@ from eval.scoring import (
     require_head,
     summarise,
 )
-from zoo.errors import DataError, Exit, IntegrityError, UsageError
+from zoo.errors import DataError, Exit, IntegrityError
 
 VAL, A, R = (find_protocol(name) for name in ("in1k-val", "in1k-a", "in1k-r"))
 REAL = find_protocol("in1k-real")
@@ -296,11 +296,11 @@ def test_logits_that_are_not_finite_name_their_image(bad: int, value: float) -> 
     ],
 )
 def test_a_head_of_another_size_is_refused(outputs: int, what: str, fix: str) -> None:
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(DataError) as refused:
         require_head(outputs, A)
     assert refused.value.what == what
     assert fix in refused.value.fix
-    with pytest.raises(UsageError):
+    with pytest.raises(DataError):
         score(torch.zeros(1, outputs), torch.tensor([6]), A)
 
 
