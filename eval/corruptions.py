@@ -10,6 +10,8 @@ repository, hendrycks/robustness, gives them.
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
+
 from zoo.errors import DataError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -138,3 +140,22 @@ def _error(kind: str, errors: Errors) -> float:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def standard_error(
+    wrong: np.ndarray, parts: np.ndarray, images: np.ndarray, weights: np.ndarray
+) -> float:
+    """Standard error of a weighted sum of the parts' errors, over the images behind the files.
+
+    A validation image is in every part, so its files are no independent samples: what counts is how
+    the score moves when an image goes with all of them (the clustered, linearised error).
+
+    wrong: (N,) bool, by file.  parts: (N,) int64, which part each file is of.  images: (N,) int64,
+    which validation image it was made from.  weights: (P,) of the parts' error rates in the score.
+    """
+    sizes = np.bincount(parts, minlength=len(weights))
+    errors = np.bincount(parts, wrong, len(weights)) / np.maximum(sizes, 1)
+    moves = (weights / np.maximum(sizes, 1))[parts] * (wrong - errors[parts])
+    by_image = np.bincount(np.unique(images, return_inverse=True)[1], moves)
+    count = len(by_image)
+    return float(np.sqrt((by_image**2).sum() * count / max(count - 1, 1)))

@@ -113,8 +113,9 @@ def predict(
 
     logits: (B, 1000) float32, or (B, C) of the model's own classes.  labels: (B,) class numbers
     among these, or (B, K) sets of them filled up with -1.  samples: (B,) the images' numbers in
-    the data set; name_of tells the name of one in errors.  Raises DataError for a head of another size and for a label that the protocol
-    does not have, IntegrityError for logits that are not finite.
+    the data set; name_of tells the name of one in errors.  Raises DataError for a head of another
+    size and for a label that the protocol does not have, IntegrityError for logits that are not
+    finite.
     """
     require_head(logits.shape[1], protocol)
     assert logits.dtype == torch.float32, "half precision makes ties: cast before the head"
