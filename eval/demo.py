@@ -19,7 +19,7 @@ from torch import Tensor
 from eval.demo_page import CONVNET, IMG2VEC, MAE_TEACHER, TINYMIM, Score, Story, write_page
 from eval.diversity import Diversity, measure
 from eval.probe import KNN, accuracy, extract, images_of, knn_predict, ridge_predict
-from eval.run import labels_of, open_split
+from eval.probes import labels_of, open_split
 from eval.shapes import draw_dataset
 from pretrain.index import ImageIndex, open_index
 from pretrain.launch import pretrain

@@ -55,9 +55,11 @@ class Result:
         return asdict(self)
 
     def line(self) -> str:
+        settings = ", ".join(map(_setting, self.settings.items()))
         return (
-            f"{self.model}  {self.protocol} ({', '.join(map(_setting, self.settings.items()))})  "
+            f"{self.model}  {self.protocol}{f' ({settings})' if settings else ''}  "
             f"{self.metric} {self.value:.2f} ± {self.standard_error:.2f} %  n = {self.samples:,}"
+            + ("" if self.complete else f"  {self.data}")
         )
 
     def save(self, folder: Path) -> Path:

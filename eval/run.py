@@ -1,110 +1,263 @@
-"""``zoo eval``: a model, a benchmark, a data folder; a result."""
+"""``zoo eval``: models, a benchmark, data; a result for each model."""
 
-import time
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
-from eval.probe import KNN, Pooling, accuracy, extract, knn_predict
+from eval.classes import CLASSES, synsets
+from eval.classify import DTYPES, Scored, Settings, open_ways, score
+from eval.layouts import EvalSet, open_eval_set
+from eval.layouts.expected import OWN
+from eval.outcome import result_of
+from eval.predictions import save_predictions
+from eval.probes import PROBES, evaluate_probe
+from eval.protocols import PROTOCOLS, Protocol, find_protocol
 from eval.results import Result
-from pretrain.distributed import choose_device
-from pretrain.index import ImageIndex, open_index
-from pretrain.launch import code_version, environment
-from pretrain.teachers.frozen import FrozenTokens
-from pretrain.teachers.tokens import open_tokens
+from eval.scorecard import scorecard
+from eval.scoring import require_head
+from eval.sets import find_sets, parse_data, set_of
+from eval.transforms import CARD, resolve
+from pretrain.distributed import World, start_world
 from zoo.errors import DataError, UsageError
-from zoo.folder import Model, holds_convnet, load_model
+from zoo.folder import Classifier, count_classes, load_classifier
 from zoo.hub import locate
+
+ROBUSTNESS = "robustness"
+FAMILY = ("in1k-val", "in1k-real", "in1k-v2", "in1k-a", "in1k-r", "in1k-sketch", "in1k-c")
+"""What ``robustness`` runs, with the clean companions of A and R."""
+
+_WEEK = 7 * 86_400
+_BATCH = {"cuda": 256}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What may be asked of an evaluation beside its models, benchmark and data."""
+
+    transform: str = CARD
+    """``card``, or a family of ``eval.transforms``."""
+    dtype: str = "float32"
+    partial: bool = False
+    """Take an incomplete set; the result says so."""
+    pooling: str | None = None
+    """Of a probe: ``cls`` or ``mean``; its own default where not given."""
+    batch: int | None = None
+    """Images at once; by the device where not given."""
+    workers: int = 2
+    device: str = "auto"
+    out: Path = Path("results")
+    cache: Path | None = None
+    """Where probes keep features; the user's cache where not given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What an evaluation found: on rank 0; the others know nothing."""
+
+    results: list[Result]
+    missing: dict[str, str] = field(default_factory=dict)
+    """Protocols that were asked for and not run, each with the reason."""
+
+    def text(self) -> str:
+        """A line for each result; a card for each model where there are several."""
+        return scorecard(self.results, self.missing)
+
+    def as_dict(self) -> dict[str, Any]:
+        """One result as it is; several in a list, beside what is missing."""
+        if len(self.results) == 1 and not self.missing:
+            return self.results[0].as_dict()
+        return {"results": [r.as_dict() for r in self.results], "missing": self.missing}
 
 
 def evaluate(
-    model: str,
-    benchmark: str,
-    data: Path,
-    *,
-    pooling: str = "cls",
-    workers: int = 2,
-    device: str = "auto",
-    results: Path | None = None,
-) -> Result:
-    """Score a model (folder, Hub or timm name); the result is also written below ``results``.
+    models: Sequence[str], benchmark: str, data: Sequence[str], options: Options
+) -> Evaluation:
+    """Score models (folders, Hub or timm names); results are also written below ``options.out``.
 
-    Raises UsageError, DataError, IntegrityError.
+    data: ``DIR``, or ``SET=DIR`` for each of several sets; for ``robustness`` a folder that holds
+    the sets.  Under torchrun every rank calls this, and rank 0 has the results.  Raises UsageError,
+    DataError, IntegrityError, PreemptedError, DiskError, NetworkError.
     """
-    if benchmark != "knn":
-        raise UsageError(f"no benchmark is called {benchmark!r}", fix="choose one of: knn")
-    if pooling not in ("cls", "mean"):
-        raise UsageError(f"no pooling is called {pooling!r}", fix="choose one of: cls, mean")
-    folder, place = locate(model), choose_device(device)
-    network = open_tokens(str(folder)) if holds_convnet(folder) else load_model(folder)
-    knn = KNN(pooling=cast(Pooling, pooling))
-    result = score_knn(network, data, knn=knn, workers=workers, device=place)
-    if results is not None:
-        result.save(results)
+    twice = [name for name, count in Counter(models).items() if count > 1]
+    if twice or not models:
+        raise UsageError(
+            f"a model is named twice: {twice[0]}" if twice else "which model?",
+            where="zoo eval MODEL… BENCHMARK",
+            fix="name each model once",
+        )
+    if benchmark.partition("@")[0] in PROBES:
+        return _probe(models, benchmark, data, options)
+    if options.dtype not in DTYPES:
+        raise UsageError(
+            f"no precision is called {options.dtype!r}",
+            where="--dtype",
+            fix=f"choose one of: {', '.join(DTYPES)}",
+        )
+    protocols, places, missing = _resolve(benchmark, data)
+    with start_world(options.device, timeout_seconds=_WEEK) as world:
+        nets = [_classifier(name, protocols) for name in models]
+        opened = {
+            name: _together(world, lambda p=place, n=name: _open(p, n, options.partial))
+            for name, place in places.items()
+        }
+        results = _score_all(nets, protocols, opened, options, world)
+    return Evaluation(results=results, missing=missing)
+
+
+def _probe(
+    models: Sequence[str], benchmark: str, data: Sequence[str], options: Options
+) -> Evaluation:
+    """Score frozen features."""
+    plain, named = parse_data(data)
+    if plain is None or named:
+        raise UsageError(
+            f"{benchmark} takes one data folder",
+            where="--data",
+            fix="give --data DIR, with train/ and val/ below it",
+        )
+    results = [
+        evaluate_probe(
+            name,
+            benchmark,
+            Path(plain),
+            pooling=options.pooling,
+            partial=options.partial,
+            transform=options.transform,
+            workers=options.workers,
+            device=options.device,
+            dtype=options.dtype,
+            cache=options.cache,
+            out=options.out,
+        )
+        for name in models
+    ]
+    return Evaluation(results=results)
+
+
+def _resolve(
+    benchmark: str, data: Sequence[str]
+) -> tuple[list[Protocol], dict[str, Path | str], dict[str, str]]:
+    """Protocols to run, the place of each set they need, and what cannot be run and why."""
+    plain, named = parse_data(data)
+    if benchmark == ROBUSTNESS:
+        found = (
+            {name: str(place) for name, place in find_sets(Path(plain)).items()} if plain else {}
+        )
+        places = {**found, **named}
+        asked = [find_protocol(name) for name in FAMILY]
+    else:
+        protocol = find_protocol(benchmark)
+        places = {set_of(protocol.name): plain, **named} if plain else named
+        asked = [protocol]
+    asked += [PROTOCOLS[p.companion] for p in asked if p.companion]
+    missing = {
+        p.id: f"no {set_of(p.name)} was found: --data {set_of(p.name)}=DIR"
+        for p in asked
+        if set_of(p.name) not in places
+    }
+    run = [p for p in asked if p.id not in missing]
+    if not run or (benchmark != ROBUSTNESS and asked[0].id in missing):
+        raise UsageError(
+            f"{benchmark} needs the images of {set_of(asked[0].name)}",
+            where="--data",
+            fix=f"give --data DIR, or --data {set_of(asked[0].name)}=DIR",
+        )
+    needed = {set_of(p.name) for p in run}
+    return run, {name: place for name, place in places.items() if name in needed}, missing
+
+
+def _open(place: Path | str, name: str, partial: bool) -> EvalSet:
+    return open_eval_set(Path(place), OWN if name == OWN else name, partial=partial)
+
+
+def _together(world: World, open_: Callable[[], EvalSet]) -> EvalSet:
+    """Rank 0 walks the folder and caches what it found; the others read that."""
+    if world.is_main:
+        found = open_()
+        world.barrier()
+        return found
+    world.barrier()
+    return open_()
+
+
+def _classifier(name: str, protocols: Sequence[Protocol]) -> Classifier:
+    """A model whose head fits the protocols.  Raises DataError before any weight is read."""
+    folder = locate(name)
+    outputs = count_classes(folder)
+    for protocol in protocols:
+        require_head(outputs, protocol)
+    found = load_classifier(folder)
+    ours = [p.id for p in protocols if p.subset != "own"]
+    if ours and found.labels and found.labels != synsets():
+        raise DataError(
+            f"the head's {CLASSES:,} classes are not ImageNet's, or not in its order",
+            where=f"{found.name}: {', '.join(found.labels[:3])}, …; {ours[0]} has "
+            f"{', '.join(synsets()[:3])}, …",
+            fix="score it on its own classes: zoo eval MODEL own --data DIR",
+        )
+    return found
+
+
+def _score_all(
+    nets: Sequence[Classifier],
+    protocols: Sequence[Protocol],
+    opened: dict[str, EvalSet],
+    options: Options,
+    world: World,
+) -> list[Result]:
+    settings = Settings(
+        dtype=options.dtype,
+        batch=options.batch or _BATCH.get(world.device.type, 64),
+        workers=options.workers,
+        store=options.out,
+    )
+    for net in nets:
+        net.net.to(world.device)
+    results = []
+    with _progress(world) as start, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for name, images in opened.items():
+            of_set = [p for p in protocols if set_of(p.name) == name]
+            models = [(net, resolve(net.preprocess, of_set[0], options.transform)) for net in nets]
+            ways = open_ways(models, of_set, images, settings)
+            scored = score(ways, images, settings, world, advance=start(name, len(images)))
+            results += [_write(found, images, options, world.size) for found in scored]
+            if world.is_main:  # the others are past the last barrier: none reads them any more
+                for way in ways:
+                    way.shards.remove()
+    order = {p.id: number for number, p in enumerate(protocols)}
+    names = {net.digest: number for number, net in enumerate(nets)}
+    return sorted(results, key=lambda r: (names[r.model_digest], order[r.protocol]))
+
+
+def _write(found: Scored, images: EvalSet, options: Options, ranks: int) -> Result:
+    """Write the predictions, then the result that names their file.  Raises DiskError."""
+    result = result_of(found, images, dtype=options.dtype, ranks=ranks)
+    file = f"{result.stem}.parquet"
+    names = [images.where(i) for i in found.predictions.samples.tolist()]
+    classes = found.model.labels if found.protocol.subset == "own" else ()
+    save_predictions(
+        options.out / file, found.predictions, names=names, result=result, classes=classes
+    )
+    result = replace(result, predictions=file)
+    result.save(options.out)
     return result
 
 
-def score_knn(
-    network: Model | FrozenTokens, data: Path, *, knn: KNN, workers: int, device: torch.device
-) -> Result:
-    """kNN accuracy on ``data/val`` with ``data/train`` as the memory.  Raises DataError."""
-    started = time.perf_counter()
-    train, val = open_split(data)
-    features = [
-        extract(network, index, pooling=knn.pooling, device=device, workers=workers)
-        for index in (train, val)
-    ]
-    train_labels, labels = (labels_of(index) for index in (train, val))
-    predictions = knn_predict(
-        features[0], train_labels, features[1], classes=len(train.classes), knn=knn
-    )
-    value, error = accuracy(predictions, labels)
-    known = network.record if isinstance(network, FrozenTokens) else network
-    assert known is not None, "only pixels have no record"
-    return Result(
-        protocol=KNN.protocol,
-        model=known.name,
-        model_digest=known.digest,
-        metric="top-1",
-        value=value,
-        standard_error=error,
-        samples=len(val),
-        transform=asdict(network.preprocess),
-        settings=asdict(knn),
-        data=data.resolve().name,
-        data_fingerprint=f"{train.fingerprint}+{val.fingerprint}",
-        dtype="float32",
-        seconds=round(time.perf_counter() - started, 2),
-        code_version=code_version(),
-        environment=environment(),
-    )
+@contextmanager
+def _progress(world: World) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Bars on stderr, on a terminal and on rank 0 alone."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (world.is_main and console.is_terminal)) as bars:
 
+        def start(name: str, images: int) -> Callable[[int], None]:
+            task = bars.add_task(name, total=-(-images // world.size))
+            return lambda count: bars.advance(task, count)
 
-def open_split(data: Path) -> tuple[ImageIndex, ImageIndex]:
-    """``train/`` and ``val/`` with the same class folders.  Raises DataError."""
-    for name in ("train", "val"):
-        if not (data / name).is_dir():
-            raise DataError(
-                f"there is no {name}/ folder",
-                where=str(data),
-                fix="give a folder that holds train/<class>/ and val/<class>/",
-            )
-    train, val = open_index(data / "train"), open_index(data / "val")
-    if not train.classes or train.classes != val.classes:
-        only = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(
-            "train/ and val/ do not hold the same class folders"
-            if train.classes
-            else "the images lie in no class folders",
-            where=f"{data}: " + (f"only in one of them: {', '.join(only[:10])}" if only else ""),
-            fix="give a folder that holds train/<class>/ and val/<class>/",
-        )
-    return train, val
-
-
-def labels_of(index: ImageIndex) -> torch.Tensor:
-    """(N,) int64 labels of an index that ``open_split`` gave."""
-    assert index.labels is not None
-    return torch.from_numpy(index.labels).long()
+        yield start

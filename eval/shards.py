@@ -23,6 +23,8 @@ SHARD = 1000
 """Images of a shard."""
 
 PARTIAL = ".partial"
+LOCK_SECONDS = 5
+"""How long the workers of a killed evaluation, which hold its lock, may take to die."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +61,7 @@ class Shards:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
             try:
-                # Workers of a killed evaluation hold it for the moment it takes them to die.
-                lock.acquire(timeout=5)
+                lock.acquire(timeout=LOCK_SECONDS)
             except Timeout as error:
                 raise UsageError(
                     "another process is evaluating this model on this set",

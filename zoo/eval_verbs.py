@@ -3,6 +3,7 @@
 Each imports what it needs when it is called.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,23 +16,61 @@ app = typer.Typer()
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, hf-hub:org/name or timm name.")],
-    benchmark: Annotated[str, typer.Argument(help="knn")],
-    data: Annotated[Path, typer.Option(help="Folder with train/ and val/ class folders.")],
-    pooling: Annotated[str, typer.Option(help="cls, or mean (of the patch tokens).")] = "cls",
-    out: Annotated[Path, typer.Option(help="Where the result file goes.")] = Path("results"),
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL… BENCHMARK",
+            help="Models (a folder, a name of zoo list, org/name or a timm name), then one of "
+            "in1k-val, in1k-real, in1k-v2, in1k-a, in1k-r, in1k-sketch, in1k-c, all of these as "
+            "robustness; own; or a probe: knn, linear, linear-sweep, with in1k- before it for "
+            "ImageNet's.",
+        ),
+    ],
+    data: Annotated[
+        list[str], typer.Option(metavar="DIR", help="Of the images; or SET=DIR, for each set.")
+    ],
+    transform: Annotated[
+        str, typer.Option(help="card, or how others resize: mae, timm, torchvision.")
+    ] = "card",
+    partial: Annotated[bool, typer.Option(help="Take an incomplete set, and say so.")] = False,
+    pooling: Annotated[
+        str | None, typer.Option(help="Of a probe: cls, or mean (of the patch tokens).")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once.  [default: 256 on CUDA, else 64]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("results"),
+    cache: Annotated[
+        Path | None, typer.Option(help="Where probes keep features.  [default: the user's cache]")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a model."""
+    """Score models, each image decoded once for all of them.
+
+    The same command continues an interrupted evaluation.
+    """
+    from eval.run import Options
     from eval.run import evaluate as run
 
-    result = run(
-        model, benchmark, data, pooling=pooling, workers=workers, device=device, results=out
+    *models, benchmark = words
+    options = Options(
+        transform=transform,
+        dtype=dtype,
+        partial=partial,
+        pooling=pooling,
+        batch=batch,
+        workers=workers,
+        device=device,
+        out=out,
+        cache=cache,
     )
-    answer(result.as_dict() if json_ else result.line(), json_)
+    found = run(models, benchmark, data, options)
+    if int(os.environ.get("RANK", "0")) == 0:
+        answer(found.as_dict() if json_ else found.text(), json_)
 
 
 @app.command()

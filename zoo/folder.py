@@ -140,6 +140,7 @@ class Classifier(_Known):
     net: nn.Module
     """In eval mode: (B, 3, S, S) to logits (B, classes)."""
     classes: int
+    labels: tuple[str, ...] = ()
 
 
 def save_model(

@@ -1,0 +1,72 @@
+"""What ``zoo eval`` prints: a line for a result, a card for a model with several."""
+
+from collections.abc import Mapping, Sequence
+
+from eval.protocols import PROTOCOLS
+from eval.results import Result
+
+_HEAD = ("", "top-1", "", "top-5", "calibration", "images")
+_WIDTHS = (18, 7, 8, 7, 12, 8)
+
+
+def scorecard(results: Sequence[Result], missing: Mapping[str, str]) -> str:
+    """All results, model by model; and what was not run.
+
+    results: in the order of models, then of protocols.
+    """
+    models = list(dict.fromkeys(result.model_digest for result in results))
+    parts = [_of_model([r for r in results if r.model_digest == digest]) for digest in models]
+    if missing:
+        parts.append("\n".join(f"not run: {name}: {why}" for name, why in missing.items()))
+    return ("\n" if all("\n" not in part for part in parts) else "\n\n").join(parts)
+
+
+def _of_model(results: Sequence[Result]) -> str:
+    if len(results) == 1:
+        return results[0].line()
+    first = results[0]
+    lines = [f"{first.model} · {first.model_digest[:12]} · {first.dtype}", "", _row(_HEAD)]
+    companions = {p.companion for p in PROTOCOLS.values() if p.companion}
+    for result in results:
+        if "top-5" not in result.details:
+            continue
+        name = ("  " if result.protocol in companions else "") + result.protocol
+        lines.append(
+            _row(
+                (
+                    name,
+                    f"{result.value:.2f}",
+                    f"± {result.standard_error:.2f}",
+                    f"{result.details['top-5']['percent']:.2f}",
+                    f"{result.details['rms-calibration']:.2f}",
+                    f"{result.samples:,}",
+                )
+            )
+        )
+    lines += [line for result in results if "errors" in result.details for line in _errors(result)]
+    lines += [f"{r.protocol}: {r.data}" for r in results if not r.complete]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    name, *rest = cells
+    return name.ljust(_WIDTHS[0]) + "".join(
+        cell.rjust(width) for cell, width in zip(rest, _WIDTHS[1:], strict=True)
+    )
+
+
+def _errors(result: Result) -> list[str]:
+    """ImageNet-C: both scores, by their names, and the errors of each type."""
+    value = f"{result.value:.2f} ± {result.standard_error:.2f} %"
+    plain = result.details.get("mean-error-unnormalised")
+    if plain is None:
+        return [
+            "",
+            f"{result.protocol}: mean error {value} of some parts: neither mCE nor its like",
+        ]
+    return [
+        "",
+        f"{result.protocol}: mCE {value}, normalised by AlexNet's errors, over 15 types",
+        f"{'':{len(result.protocol)}}  mean error {plain['percent']:.2f} ± "
+        f"{plain['standard_error']:.2f} %, unnormalised: not an mCE",
+    ]
