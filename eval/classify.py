@@ -172,6 +172,15 @@ def asked_for(protocol: Protocol, images: EvalSet) -> Tensor:
     return torch.isin(torch.from_numpy(images.labels), columns(protocol.subset))
 
 
+def can_score(protocol: Protocol, images: EvalSet) -> bool:
+    """Whether there is an image that the protocol scores: a partial set may hold none."""
+    asked = asked_for(protocol, images)
+    if protocol.labels == "sets":
+        numbers = asked.nonzero().flatten().tolist()
+        return bool((real_labels_of([images.basename(i) for i in numbers]) >= 0).any())
+    return bool(asked.any())
+
+
 def _walk(
     ways: Sequence[Way],
     images: EvalSet,

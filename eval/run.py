@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eval.classes import CLASSES, synsets
-from eval.classify import DTYPES, Scored, Settings, open_ways, score
+from eval.classify import DTYPES, Scored, Settings, can_score, open_ways, score
 from eval.layouts import EvalSet, open_eval_set
 from eval.layouts.expected import OWN
 from eval.outcome import result_of
@@ -107,8 +107,9 @@ def evaluate(
             name: _together(world, lambda p=place, n=name: _open(p, n, options.partial))
             for name, place in places.items()
         }
+        protocols, empty = _require_images(protocols, opened)
         results = _score_all(nets, protocols, opened, options, world)
-    return Evaluation(results=results, missing=missing)
+    return Evaluation(results=results, missing={**missing, **empty})
 
 
 def _probe(
@@ -171,6 +172,24 @@ def _resolve(
         )
     needed = {set_of(p.name) for p in run}
     return run, {name: place for name, place in places.items() if name in needed}, missing
+
+
+def _require_images(
+    protocols: Sequence[Protocol], opened: dict[str, EvalSet]
+) -> tuple[list[Protocol], dict[str, str]]:
+    """Those that have images here; and the others, each with the reason.
+
+    Raises DataError where the first, which was asked for, has none.
+    """
+    empty = [p for p in protocols if not can_score(p, opened[set_of(p.name)])]
+    if protocols[0] in empty:
+        raise DataError(
+            "no image here is of the benchmark's classes",
+            where=f"{protocols[0].id}: {opened[set_of(protocols[0].name)].listing.place}",
+            fix="give images of its classes",
+        )
+    why = {p.id: "no image here is of its classes" for p in empty}
+    return [p for p in protocols if p not in empty], why
 
 
 def _open(place: Path | str, name: str, partial: bool) -> EvalSet:
