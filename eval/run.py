@@ -157,7 +157,7 @@ def _resolve(
         protocol = find_protocol(benchmark)
         places = {set_of(protocol.name): plain, **named} if plain else named
         asked = [protocol]
-    asked += [PROTOCOLS[p.companion] for p in asked if p.companion]
+    asked = [q for p in asked for q in (p, PROTOCOLS.get(p.companion)) if q]
     missing = {
         p.id: f"no {set_of(p.name)} was found: --data {set_of(p.name)}=DIR"
         for p in asked

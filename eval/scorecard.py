@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from eval.protocols import PROTOCOLS
 from eval.results import Result
 
-_HEAD = ("", "top-1", "", "top-5", "calibration", "images")
-_WIDTHS = (18, 7, 8, 7, 12, 8)
+_HEAD = ("%", "top-1", "", "top-5", "RMS calibration", "images", "")
+_WIDTHS = (18, 7, 8, 8, 17, 9, 0)
 
 
 def scorecard(results: Sequence[Result], missing: Mapping[str, str]) -> str:
@@ -26,26 +26,31 @@ def _of_model(results: Sequence[Result]) -> str:
         return results[0].line()
     first = results[0]
     lines = [f"{first.model} · {first.model_digest[:12]} · {first.dtype}", "", _row(_HEAD)]
-    companions = {p.companion for p in PROTOCOLS.values() if p.companion}
-    for result in results:
-        if "top-5" not in result.details:
-            continue
-        name = ("  " if result.protocol in companions else "") + result.protocol
-        lines.append(
-            _row(
-                (
-                    name,
-                    f"{result.value:.2f}",
-                    f"± {result.standard_error:.2f}",
-                    f"{result.details['top-5']['percent']:.2f}",
-                    f"{result.details['rms-calibration']:.2f}",
-                    f"{result.samples:,}",
-                )
-            )
-        )
+    by_protocol = {result.protocol: result for result in results}
+    of_companion = {p.companion: p.id for p in PROTOCOLS.values() if p.companion}
+    lines += [
+        _line(result, by_protocol.get(of_companion.get(result.protocol, "")))
+        for result in results
+        if "top-5" in result.details
+    ]
     lines += [line for result in results if "errors" in result.details for line in _errors(result)]
-    lines += [f"{r.protocol}: {r.data}" for r in results if not r.complete]
-    return "\n".join(lines)
+    partial = dict.fromkeys(r.data for r in results if not r.complete)
+    return "\n".join([*lines, *([""] if partial else []), *partial])
+
+
+def _line(result: Result, hard: Result | None) -> str:
+    """A row of the card.  hard: the result that this one is the clean companion of."""
+    return _row(
+        (
+            ("  " if hard else "") + result.protocol,
+            f"{result.value:.2f}",
+            f"± {result.standard_error:.2f}",
+            f"{result.details['top-5']['percent']:.2f}",
+            f"{result.details['rms-calibration']:.2f}",
+            f"{result.samples:,}",
+            f"  gap {result.value - hard.value:.2f}" if hard else "",
+        )
+    ).rstrip()
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data import create_transform
 from torchvision.transforms import v2
 
 from zoo.errors import DataError, UsageError
@@ -187,6 +189,34 @@ def test_eval_crop_is_resize_then_centre_crop(size: tuple[int, int]) -> None:
     recipe = v2.Compose([v2.Resize(32, v2.InterpolationMode.BICUBIC), v2.CenterCrop(28)])
     expected = v2.functional.pil_to_tensor(recipe(Image.fromarray(pixels)))
     assert (crop.int() - expected.int()).abs().max() <= 2
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 120),
+    st.integers(1, 120),
+    st.integers(1, 60),
+    st.sampled_from(["bicubic", "bilinear"]),
+    st.sampled_from(["center", "squash"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_resized_as_timm_resizes_with_pillow(
+    height: int, width: int, side: int, interpolation: Any, crop_mode: Any, seed: int
+) -> None:
+    """Black and white dots: nothing shows a wrong size or order of passes better."""
+    dots = np.random.default_rng(seed).integers(0, 2, (height, width, 3), dtype=np.uint8) * 255
+    own = Preprocess(
+        image_size=side, crop_pct=0.9, interpolation=interpolation, crop_mode=crop_mode
+    )
+    theirs = create_transform(
+        side,
+        use_prefetcher=True,
+        interpolation=interpolation,
+        crop_pct=0.9,
+        crop_mode=crop_mode,
+    )
+    expected = theirs(Image.fromarray(dots))  # type: ignore[operator]
+    assert (own.eval_crop(dots).int() - expected.int()).abs().max() <= 2
 
 
 def test_normalise_is_to_tensor_and_normalize() -> None:
