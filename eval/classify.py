@@ -203,9 +203,12 @@ def _walk(
     began, parts = time.perf_counter(), {way.shards.folder: [] for way in ways}
     with StopSignals() as signals:
         for (number, samples), views in zip(batches, crops, strict=True):
+            inputs = {
+                transform: transform.normalise(view.to(device, non_blocking=True))
+                for transform, view in zip(transforms, views, strict=True)
+            }
             for way in due[number]:
-                inputs = views[transforms.index(way.preprocess)].to(device, non_blocking=True)
-                logits = logits_of(way.model, way.preprocess.normalise(inputs), settings.dtype)
+                logits = logits_of(way.model, inputs[way.preprocess], settings.dtype)
                 parts[way.shards.folder].append(_predict(way, logits, samples, asked, images))
             if samples[-1] == plan[number][-1]:
                 for way in due[number]:
