@@ -66,6 +66,9 @@ def features(
 ) -> "Tensor":
     """Features of images, read after the last block that was trained and the final norm.
 
+    A fine-tuned classifier that pools its tokens before their norm has no final norm: its norm is
+    part of the head, and the tokens are those that leave the last block.
+
     model: a name, or what ``zoo.folder.load_model`` or ``load_convnet`` gave: for more calls than
     one.  images: a list of what ``zoo.transform`` takes, which is applied to each; or a normalised
     batch (B, 3, S, S) of floats.  pooling: ``mean`` of the patch tokens or ``cls``, the class

@@ -11,7 +11,7 @@ from zoo.errors import IntegrityError
 from zoo.files import sha256_of
 
 FORMAT = 1
-TEACHER = "teacher"
+TEACHER, BASE = "teacher", "base"
 """How the parts of ``Card.licenses`` begin that speak of ancestors."""
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -49,6 +49,29 @@ class TeacherRecord:
     """Side of a cell of the convnet's stage whose features were the target, in pixels."""
     ancestors: dict[str, str] = field(default_factory=dict)
     """Licences of the weights of the teacher's own teachers, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseRecord:
+    """The network that a fine-tuned one began as."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    digest: str
+    """The base's model digest."""
+    license: str
+    """Of the base's weights, as its folder states it."""
+    method: str = ""
+    """How it was pre-trained; empty where its folder does not say."""
+    ancestors: dict[str, str] = field(default_factory=dict)
+    """Licences of the weights that the base was made from, as its own ``Card.licenses`` has them:
+    by ``teacher NAME`` or ``base NAME``."""
+
+    @property
+    def licenses(self) -> dict[str, str]:
+        """Its part, and its ancestors', of the ``licenses`` of what was fine-tuned from it."""
+        return {f"{BASE} {self.name}": self.license, **self.ancestors}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +119,10 @@ class Card:
     relation_heads: int | None = None
     """How many heads the last block's relations were distilled with, if they were."""
     teacher: TeacherRecord | None = None
+    classes: int | None = None
+    """Of its classifier; null without one.  Their names are in ``config.json``."""
+    base: BaseRecord | None = None
+    """What it was fine-tuned from."""
     source: dict[str, str] = field(default_factory=dict)
     """Of imported weights: the file's name, sha256 and format, and what else its format tells."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +135,7 @@ class Card:
     scores: list[Score] = field(default_factory=list)
     """Empty until something was measured."""
     licenses: dict[str, str] = field(default_factory=dict)
-    """Of the ``code``, the ``weights`` and each ``teacher NAME``."""
+    """Of the ``code``, the ``weights`` and each ``teacher NAME`` and ``base NAME``."""
     repository: str | None = None
     """``org/name`` that it was published as."""
     digest: str = ""
@@ -116,6 +143,16 @@ class Card:
     files: dict[str, FileRecord] = field(default_factory=dict)
     """Every other file of the folder."""
     format: int = FORMAT
+
+    @property
+    def ancestors(self) -> dict[str, str]:
+        """Licences of the weights it was made from, by ``teacher NAME`` or ``base NAME``."""
+        parts = {
+            part: text
+            for part, text in self.licenses.items()
+            if part.partition(" ")[0] in {TEACHER, BASE}
+        }
+        return {**parts, **(self.base.licenses if self.base else {})}
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -6,7 +6,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from zoo.card import TEACHER, Card, TeacherRecord, record_of
+from zoo.card import BaseRecord, Card, TeacherRecord, record_of
+from zoo.classes import name_classes
 from zoo.convnet import (
     ConvnetConfig,
     Stage,
@@ -34,6 +35,7 @@ from zoo.hubcache import repository_at
 from zoo.images import Preprocess
 from zoo.layout import (
     build_as_timm,
+    class_names_of,
     classes_of,
     convnet_of,
     empty_from_layout,
@@ -45,9 +47,9 @@ from zoo.layout import (
     timm_config,
 )
 from zoo.page import readme
-from zoo.tensors import as_fp32, read_shapes, read_tensors, require_finite, require_match
+from zoo.tensors import read_weights_of, require_finite, require_match, require_weights_of
 from zoo.verify import CONFIG, RECORD, WEIGHTS, remembered_sha256, verify
-from zoo.vit import ViTConfig, adopt_weights, config_of
+from zoo.vit import ViTConfig, adopt_weights, config_of, empty_vit
 
 _HEAD = re.compile(r"(head|head_dist)\..*")
 _NOTHING = re.compile(r"(?!)")
@@ -74,10 +76,10 @@ class _Known:
 
     @property
     def ancestors(self) -> dict[str, str]:
-        """Licences of its teachers' weights, by name."""
-        licenses = self.card.licenses if self.card else {}
+        """Licences of the weights it was made from, its teachers' and its base's, by name."""
+        licenses = self.card.ancestors if self.card else {}
         parts = {part.partition(" "): text for part, text in licenses.items()}
-        return {name or word: text for (word, _, name), text in parts.items() if word == TEACHER}
+        return {name or word: text for (word, _, name), text in parts.items()}
 
     def as_teacher(
         self,
@@ -97,13 +99,24 @@ class _Known:
             ancestors=self.ancestors,
         )
 
+    def as_base(self) -> BaseRecord:
+        """What the card says of it that was fine-tuned from it."""
+        return BaseRecord(
+            name=self.name,
+            digest=self.digest,
+            license=self.license,
+            method=self.card.method if self.card else "",
+            ancestors=self.card.ancestors if self.card else {},
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model(_Known):
     """A ViT with what is known of it."""
 
     vit: VisionTransformer
-    """In eval mode, without a classification head."""
+    """In eval mode, without a classification head; of a classifier that pools its tokens before
+    their norm (``fc_norm``), without that norm too, which is part of the head."""
     config: ViTConfig
 
     @property
@@ -116,7 +129,7 @@ class AnyViT(_Known):
     """A ViT of timm's that need not be plain: it may have register tokens, or no class token."""
 
     net: VisionTransformer
-    """In eval mode, without a classification head; whole."""
+    """In eval mode, without a classification head, as ``Model.vit``; whole."""
 
     @property
     def patch(self) -> int:
@@ -141,17 +154,31 @@ class Classifier(_Known):
     """In eval mode: (B, 3, S, S) to logits (B, classes)."""
     classes: int
     labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of the logits; empty where the folder names none."""
 
 
 def save_model(
-    folder: Path, config: ViTConfig | ConvnetConfig, weights: Mapping[str, Tensor], card: Card
+    folder: Path,
+    config: ViTConfig | ConvnetConfig,
+    weights: Mapping[str, Tensor],
+    card: Card,
+    *,
+    labels: Sequence[str] = (),
+    descriptions: Sequence[str] = (),
 ) -> Card:
     """Write a model folder, all of it or nothing; returns the card with digests filled in.
 
-    weights: timm's key names.  Raises DiskError, IntegrityError (NaN weights).
+    weights: timm's key names.  labels: names of the classes of a ViT with a classifier, in the
+    order of its logits; its weights hold ``fc_norm.*`` and ``head.*`` and no ``norm.*``, as
+    ``zoo.vit.empty_vit`` builds it.  descriptions: in words, one to a class.  Raises DiskError,
+    IntegrityError (NaN weights, or with labels others than that network's), UsageError.
     """
     require_finite(folder / WEIGHTS, weights)
-    layout = timm_config(config, card.name)
+    named = name_classes(labels, descriptions)
+    if named.names:
+        _require_classifier(folder / WEIGHTS, config, weights, len(named.names))
+        card = replace(card, classes=len(named.names))
+    layout = timm_config(config, card.name, named)
     parameters = sum(tensor.numel() for tensor in weights.values())
     with atomic_folder(folder) as temp:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -163,6 +190,18 @@ def save_model(
         card = replace(card, files=files, digest=digest)
         (temp / RECORD).write_text(card.to_json())
     return card
+
+
+def _require_classifier(
+    path: Path, config: ViTConfig | ConvnetConfig, weights: Mapping[str, Tensor], classes: int
+) -> None:
+    if isinstance(config, ConvnetConfig):
+        raise UsageError(
+            "only a ViT's classifier can be saved", where=str(path), fix="fine-tune a ViT"
+        )
+    due = empty_vit(config, classes).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in due.items()}
+    require_match(path, {name: tuple(t.shape) for name, t in weights.items()}, expected)
 
 
 def _digest(weights_sha256: str, layout: Mapping[str, Any]) -> str:
@@ -189,7 +228,7 @@ def load_model(
     layout = read_layout(folder / CONFIG)
     vit = empty_from_layout(layout, folder / CONFIG)
     config = config_of(vit)
-    _require_weights_of(vit, folder / WEIGHTS, _HEAD)
+    require_weights_of(vit, folder / WEIGHTS, _HEAD)
     if blocks is not None and blocks < 1:
         raise UsageError(
             f"blocks are counted from 1: there is no block {blocks}",
@@ -199,11 +238,11 @@ def load_model(
     if blocks is not None and blocks < config.depth:
         vit.blocks = vit.blocks[:blocks]
         vit.norm = torch.nn.Identity()
-    weights = _read_weights_of(vit, folder / WEIGHTS, device)
+    weights = read_weights_of(vit, folder / WEIGHTS, device)
     if image_size is not None and image_size != config.image_size:
         config = replace(config, image_size=image_size)
         _resize_positions(vit, weights, config)
-    adopt_weights(vit, weights).eval()
+    _drop_pooled_norm(adopt_weights(vit, weights).eval(), layout, folder)
     return Model(vit=vit, config=config, **_known(folder, layout, card, config.image_size))
 
 
@@ -218,8 +257,9 @@ def load_any_vit(
     card = verify(folder)
     layout = read_layout(folder / CONFIG)
     vit = empty_from_layout(layout, folder / CONFIG)
-    _require_weights_of(vit, folder / WEIGHTS, _HEAD)
-    adopt_weights(vit, _read_weights_of(vit, folder / WEIGHTS, device)).eval()
+    require_weights_of(vit, folder / WEIGHTS, _HEAD)
+    adopt_weights(vit, read_weights_of(vit, folder / WEIGHTS, device)).eval()
+    _drop_pooled_norm(vit, layout, folder)
     if image_size is not None:
         vit.set_input_size(img_size=(image_size, image_size))
     return AnyViT(net=vit, **_known(folder, layout, card, vit.patch_embed.img_size[0]))
@@ -244,11 +284,11 @@ def load_convnet(
     stage = stage_at(empty, stride or (card.stride if card else None))
     size = image_size or image_size_of(layout)
     require_grid(empty, stage, size)
-    _require_weights_of(empty, folder / WEIGHTS, classifier_of(empty))
+    require_weights_of(empty, folder / WEIGHTS, classifier_of(empty))
     # A real one, now that the weights are known to fit: some networks keep tables (of blur
     # filters, of positions) that are in no file.
     net = cut_after(build_convnet(architecture, arguments, seed=0), stage)
-    weights = _read_weights_of(net, folder / WEIGHTS, device)
+    weights = read_weights_of(net, folder / WEIGHTS, device)
     net.load_state_dict(weights, strict=True, assign=True)
     net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Convnet(net=net, stage=stage, **_known(folder, layout, card, size))
@@ -258,7 +298,8 @@ def load_classifier(folder: Path) -> Classifier:
     """Read a model folder with its classifier, onto the CPU, checked as in ``load_model``.
 
     The logits are those of ``timm.create_model("local-dir:…", pretrained=True)``.  Raises
-    IntegrityError, UsageError (no classifier, or a network that timm cannot build).
+    IntegrityError (also for names of classes that do not fit), UsageError (no classifier, or a
+    network that timm cannot build).
     """
     card = verify(folder)
     layout = read_layout(folder / CONFIG)
@@ -267,12 +308,14 @@ def load_classifier(folder: Path) -> Classifier:
         raise UsageError(
             "this model has no classifier", where=str(folder), fix="use zoo.features, or fine-tune"
         )
-    _require_weights_of(build_as_timm(folder, "meta"), folder / WEIGHTS, _NOTHING)
+    require_weights_of(build_as_timm(folder, "meta"), folder / WEIGHTS, _NOTHING)
     net = build_as_timm(folder, "cpu")  # a real one, as for a convnet, now that it fits
-    net.load_state_dict(_read_weights_of(net, folder / WEIGHTS, "cpu"), strict=True, assign=True)
+    net.load_state_dict(read_weights_of(net, folder / WEIGHTS, "cpu"), strict=True, assign=True)
     side = getattr(getattr(net, "patch_embed", None), "img_size", None)  # a ViT's own size
     size = side[0] if side else image_size_of(layout)
-    return Classifier(net=net.eval(), classes=classes, **_known(folder, layout, card, size))
+    labels = class_names_of(layout, folder / CONFIG).names
+    known = _known(folder, layout, card, size)
+    return Classifier(net=net.eval(), classes=classes, labels=labels, **known)
 
 
 def count_classes(folder: Path) -> int:
@@ -335,20 +378,14 @@ def _known(
     }
 
 
-def _require_weights_of(net: nn.Module, path: Path, head: re.Pattern[str]) -> None:
-    """Raise IntegrityError unless the file holds the network's tensors, a head aside."""
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {name: shape for name, shape in read_shapes(path).items() if not head.fullmatch(name)}
-    require_match(path, found, expected)
+def _drop_pooled_norm(vit: VisionTransformer, layout: dict[str, Any], folder: Path) -> None:
+    """Take off a norm behind the pooling where it was trained with a classifier.
 
-
-def _read_weights_of(net: nn.Module, path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    """The network's tensors: weights of any float type as fp32, counters as they are."""
-    named = net.state_dict()
-    stored = read_tensors(path, named, device)
-    require_finite(path, stored)
-    weights = {n: t for n, t in stored.items() if named[n].is_floating_point()}
-    return {**stored, **as_fp32(path, weights)}
+    It has only ever seen the mean of an image's tokens: it says nothing of a single token.
+    Without a classifier it is what timm made of the final norm, and stays.
+    """
+    if isinstance(vit.norm, nn.Identity) and classes_of(layout, folder / CONFIG):
+        vit.fc_norm = nn.Identity()
 
 
 def _resize_positions(

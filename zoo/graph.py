@@ -125,6 +125,8 @@ class Readable:
     net: nn.Module
     """In eval mode: (B, 3, S, S) to a tuple of tensors, one for each output."""
     outputs: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of the logits, where they are known."""
 
     @property
     def size(self) -> int:
@@ -139,9 +141,10 @@ def read(source: str) -> Readable:
     """
     folder = locate(source)
     net: nn.Module
+    labels: tuple[str, ...] = ()
     if count_classes(folder):
         model = load_classifier(folder)
-        net, outputs = _Logits(model), LOGITS
+        net, outputs, labels = _Logits(model), LOGITS, model.labels
     elif holds_convnet(folder):
         model = load_convnet(folder)
         net, outputs = _Cells(model), FEATURES
@@ -158,6 +161,7 @@ def read(source: str) -> Readable:
         preprocess=model.preprocess,
         net=net.eval().requires_grad_(False),
         outputs=outputs,
+        labels=labels,
     )
 
 
@@ -266,6 +270,7 @@ def _metadata(readable: Readable) -> dict[str, str]:
 def describe(readable: Readable) -> dict[str, str]:
     """What a program needs to know to use the file: the model, and how images become its input."""
     preprocess = readable.preprocess
+    named = {"labels": json.dumps(readable.labels, ensure_ascii=False)} if readable.labels else {}
     return {
         "model": readable.name,
         "model_digest": readable.digest,
@@ -275,6 +280,7 @@ def describe(readable: Readable) -> dict[str, str]:
         "interpolation": "bicubic, antialiased",
         "mean": json.dumps(preprocess.mean),
         "std": json.dumps(preprocess.std),
+        **named,
     }
 
 

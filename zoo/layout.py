@@ -25,6 +25,7 @@ from pydantic_core import from_json
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from zoo.classes import NO_CLASSES, Classes, read_classes
 from zoo.convnet import ConvnetConfig
 from zoo.errors import IntegrityError, UsageError
 from zoo.images import IMAGENET_MEAN, IMAGENET_STD, CropMode, Interpolation, Preprocess
@@ -44,8 +45,13 @@ _ARCHITECTURES = {
 _ARCHITECTURE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 
 
-def timm_config(config: ViTConfig | ConvnetConfig, name: str) -> dict[str, Any]:
-    """``config.json`` as timm reads and writes it, everything stated."""
+def timm_config(
+    config: ViTConfig | ConvnetConfig, name: str, classes: Classes = NO_CLASSES
+) -> dict[str, Any]:
+    """``config.json`` as timm reads and writes it, everything stated.
+
+    classes: of a ViT that was fine-tuned.
+    """
     if isinstance(config, ConvnetConfig):
         return {
             "architecture": config.architecture,
@@ -55,7 +61,8 @@ def timm_config(config: ViTConfig | ConvnetConfig, name: str) -> dict[str, Any]:
         }
     return {
         "architecture": _ARCHITECTURES.get(config.width, "vit_base_patch16_224"),
-        "num_classes": 0,
+        "num_classes": len(classes.names),
+        **classes.as_layout(),
         "num_features": config.width,
         "global_pool": "avg",
         "model_args": {
@@ -65,11 +72,13 @@ def timm_config(config: ViTConfig | ConvnetConfig, name: str) -> dict[str, Any]:
             "depth": config.depth,
             "num_heads": config.heads,
             # Mean of the patch tokens after the final norm: the keys stay those of a plain ViT.
+            # A fine-tuned one has its norm behind the pooling.
             "global_pool": "avg",
-            "fc_norm": False,
+            "fc_norm": bool(classes.names),
         },
         "pretrained_cfg": {
             **_pretrained_cfg(config.image_size, name),
+            "num_classes": len(classes.names),
             "fixed_input_size": True,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
@@ -309,6 +318,18 @@ def classes_of(layout: dict[str, Any], path: Path) -> int:
             fix=f"it must be 0 … {MOST_CLASSES:,}",
         )
     return classes
+
+
+def class_names_of(layout: dict[str, Any], path: Path) -> Classes:
+    """The names of a classifier's classes, where a read ``config.json`` has them; else none.
+
+    Raises IntegrityError where they are not one to a class, or not fit for a name.
+    """
+    stated = {**(layout["pretrained_cfg"] or {}), **layout}  # as timm has it: the root decides
+    names = stated.get("label_names") or stated.get("labels")
+    described = stated.get("label_descriptions") or {}
+    classes = classes_of(layout, path)
+    return read_classes(names, described, classes, path) if names and classes else NO_CLASSES
 
 
 def license_of(layout: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import timm
 from platformdirs import user_cache_path
 from safetensors import safe_open
 
-from zoo.card import TEACHER, Card, FileRecord, record_of
+from zoo.card import Card, FileRecord, record_of
 from zoo.catalog import folder_here
 from zoo.entry import Signer
 from zoo.errors import IntegrityError, UsageError
@@ -27,7 +27,7 @@ from zoo.files import (
     sweep,
     typed_path,
 )
-from zoo.layout import read_layout
+from zoo.layout import class_names_of, read_layout
 from zoo.leaks import paths_in, portable, secrets_in, texts_of
 from zoo.licenses import NOT_STATED, publishable
 from zoo.page import Publication, readme
@@ -240,6 +240,7 @@ def _require_sound_weights(folder: Path) -> int:
         )
     _require_timm_loads(folder)
     layout = read_layout(folder / CONFIG)
+    class_names_of(layout, folder / CONFIG)  # they stand on the page
     absent = [key for key in _STATED if layout.get("pretrained_cfg", {}).get(key) is None]
     if absent:
         raise IntegrityError(
@@ -264,7 +265,7 @@ def _require_timm_loads(folder: Path) -> None:
 
 def _made_from(card: Card) -> dict[str, str]:
     """Licences of the weights that this model was made from."""
-    made_from = {p: text for p, text in card.licenses.items() if p.partition(" ")[0] == TEACHER}
+    made_from = card.ancestors
     if card.source:
         made_from[f"the file {card.source['file']}"] = card.licenses.get("weights", NOT_STATED)
     return made_from
@@ -287,7 +288,7 @@ def _write(
     publication = Publication(
         repository=terms.repository,
         datasets=terms.datasets,
-        base_model=terms.base_model or _teacher_repository(card),
+        base_model=terms.base_model or _ancestor_repository(card),
         license_file=_license_file(names),
         about=terms.about,
     )
@@ -305,9 +306,10 @@ def _records(place: Path) -> dict[str, FileRecord]:
     }
 
 
-def _teacher_repository(card: Card) -> str | None:
+def _ancestor_repository(card: Card) -> str | None:
     # What was pulled is named by its repository, what was made here by its recipe.
-    name = card.teacher.name if card.teacher else ""
+    ancestor = card.base or card.teacher
+    name = ancestor.name if ancestor else ""
     return name if name.count("/") == 1 and not name.startswith((".", "/")) else None
 
 

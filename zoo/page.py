@@ -3,6 +3,7 @@
 Everything on it comes from the record, the network's layout and what a publisher states.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,25 @@ from zoo.card import Card, Score, TeacherRecord
 from zoo.licenses import NOT_STATED, hub_license
 
 _TOP1 = "top-1"
+_MOST_LISTED = 100
+"""Classes on a page; all of them are in config.json."""
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$])")
+_CLASSIFY = """```python
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("{source}", pretrained=True).eval()
+data = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**data, is_training=False)
+
+image = transform(Image.open("photo.jpg").convert("RGB"))
+with torch.no_grad():
+    chances = model(image.unsqueeze(0)).softmax(-1)[0]  # ({classes},)
+names = model.pretrained_cfg.get("label_names") or range({classes})
+for chance, number in zip(*chances.topk(min(5, {classes}))):
+    print(f"{{chance:.1%}}  {{names[number]}}")
+```"""
 _OF_EVERY_SOURCE = ("file", "sha256", "format")
 
 
@@ -40,13 +60,15 @@ def readme(
 ) -> str:
     """The page.  layout: what ``config.json`` says."""
     data = _front_matter(card, layout, publication)
+    classes = layout.get("num_classes") or 0
     parts = [
         f"# {card.name}",
-        _what_it_is(card, layout["architecture"], parameters),
+        _what_it_is(card, layout["architecture"], parameters, classes),
         publication.about.strip() if publication else "",
-        _how_to_load(card, publication),
+        _how_to_use(card, classes, publication),
         *_origin(card),
         _fresh(card) if card.fresh_parameters else "",
+        _classes(layout),
         _how_it_was_made(card),
         "## Scores\n\n" + _scores(card.scores),
         "## Licences\n\n" + "\n".join(f"- {part}: {name}" for part, name in card.licenses.items())
@@ -67,7 +89,9 @@ def _front_matter(
         library_name="timm",
         pipeline_tag=task,
         tags=[
-            *("timm", "transformers", task, "self-supervised", card.method),
+            *("timm", "transformers", task),
+            *([] if layout.get("num_classes") else ["self-supervised"]),
+            card.method,
             "convnet" if card.heads is None else "vit",
         ],
         license=terms.license,
@@ -119,21 +143,28 @@ def _metric_type(score: Score) -> str:
     return "accuracy" if score.metric == _TOP1 else score.metric.replace(" ", "_")
 
 
-def _what_it_is(card: Card, architecture: str, parameters: int) -> str:
+def _what_it_is(card: Card, architecture: str, parameters: int, classes: int) -> str:
     is_vit = card.heads is not None
     kind = "vision transformer" if is_vit else "convolutional network"
     network = f"timm `{architecture}`" + (f", {card.heads} heads" if is_vit else "")
+    made = f"pre-trained with {card.method}"
+    if card.base:
+        made = f"fine-tuned from {card.base.name}"
+    if classes:
+        made = f"a classifier of {classes:,} classes, " + made.replace("pre-trained", "trained")
     return (
-        f"A {parameters / 1e6:.1f} M-parameter {kind} ({network}), pre-trained with {card.method}"
+        f"A {parameters / 1e6:.1f} M-parameter {kind} ({network}), {made}"
         + (f" for {card.steps:,} steps" if card.steps else "")
         + f" ({card.weights} weights)."
     )
 
 
-def _how_to_load(card: Card, publication: Publication | None) -> str:
+def _how_to_use(card: Card, classes: int, publication: Publication | None) -> str:
     token_shape = "(B, tokens, width), class token first"
     shape = "(B, channels, rows, columns)" if card.heads is None else token_shape
     source = f"hf-hub:{publication.repository}" if publication else "local-dir:PATH"
+    if classes:
+        return _CLASSIFY.format(source=source, classes=classes)
     return (
         "```python\nimport timm\n\n"
         f'model = timm.create_model("{source}", pretrained=True).eval()\n'
@@ -142,6 +173,9 @@ def _how_to_load(card: Card, publication: Publication | None) -> str:
 
 
 def _origin(card: Card) -> Iterator[str]:
+    if card.base:
+        how = f", pre-trained with {card.base.method}" if card.base.method else ""
+        yield f"Fine-tuned from: {card.base.name} (digest `{card.base.digest[:12]}`){how}."
     if card.teacher:
         yield f"Teacher: {_read_at(card.teacher)} (digest `{card.teacher.digest[:12]}`)."
     if card.source:
@@ -159,6 +193,23 @@ def _read_at(teacher: TeacherRecord) -> str:
     }
     stated = [text.format(value) for text, value in places.items() if value]
     return ", ".join([teacher.name, *stated])
+
+
+def _classes(layout: Mapping[str, Any]) -> str:
+    """The names of the classes in the order of the logits, the first hundred."""
+    names, described = layout.get("label_names") or [], layout.get("label_descriptions") or {}
+    if not names:
+        return ""
+    # The words are somebody's folder names: they are shown as they are, whatever they hold.
+    lines = [_MARKDOWN.sub(r"\\\1", _named(name, described)) for name in names[:_MOST_LISTED]]
+    more = len(names) - len(lines)
+    rest = f"\n\n… and {more:,} more: `label_names` in `config.json`." if more else ""
+    numbered = "\n".join(f"{number}. {line}" for number, line in enumerate(lines))
+    return f"## Classes\n\n{numbered}{rest}"
+
+
+def _named(name: str, described: Mapping[str, str]) -> str:
+    return f"{name}: {described[name]}" if described.get(name) else name
 
 
 def _fresh(card: Card) -> str:

@@ -29,7 +29,8 @@ def entry_of(package: Package, commit: str) -> Entry:
         raise ValueError(f"{name} is there already: that of {entry.hosted.repository}")
     if entry and entry.network == network and entry.method == card.method:
         return replace(entry, hosted=hosted, licenses=licenses)
-    teacher = card.teacher.name.rpartition("/")[2] if card.teacher else None
+    ancestor = card.base or card.teacher
+    teacher = ancestor.name.rpartition("/")[2] if ancestor else None
     return Entry(
         name=name,
         title=f"{card.name}, {card.method}",

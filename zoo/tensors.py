@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import IntegrityError
 
@@ -137,6 +137,25 @@ def _listed(label: str, entries: list[str], most: int = 6) -> list[str]:
         return []
     rest = f" … and {len(entries) - most} more" if len(entries) > most else ""
     return [f"{label} ({len(entries)}): {'; '.join(entries[:most])}{rest}"]
+
+
+def require_weights_of(net: nn.Module, path: Path, head: re.Pattern[str]) -> None:
+    """Raise IntegrityError unless the file holds the network's tensors, a head aside."""
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: shape for name, shape in read_shapes(path).items() if not head.fullmatch(name)}
+    require_match(path, found, expected)
+
+
+def read_weights_of(net: nn.Module, path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """The network's tensors: weights of any float type as fp32, counters as they are.
+
+    Raises IntegrityError.
+    """
+    named = net.state_dict()
+    stored = read_tensors(path, named, device)
+    require_finite(path, stored)
+    weights = {n: t for n, t in stored.items() if named[n].is_floating_point()}
+    return {**stored, **as_fp32(path, weights)}
 
 
 def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:

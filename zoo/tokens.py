@@ -29,6 +29,7 @@ Picture = str | Path | Image.Image | np.ndarray
 def block_tokens(vit: VisionTransformer, images: Tensor, block: int) -> Tensor:
     """(B, 1 + K, D) after a block (1-based) and the final norm, class token first.
 
+    A network that was fine-tuned with its norm behind the pooling has none: ``Model.vit``.
     images: (B, 3, S, S), normalised.  No block beyond this one runs.
     """
     last = Tap(block, "block")

@@ -91,17 +91,21 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def empty_vit(config: ViTConfig) -> VisionTransformer:
-    """The network without memory for its weights (meta device): for loading and counting."""
+def empty_vit(config: ViTConfig, classes: int = 0) -> VisionTransformer:
+    """The network without memory for its weights (meta device): for loading and counting.
+
+    With classes it ends as MAE's fine-tuning does: mean of the patch tokens, a norm of its own
+    behind the pooling (``fc_norm``, in place of ``norm``), a linear ``head``.
+    """
     return VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch,
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.heads,
-        num_classes=0,
+        num_classes=classes,
         global_pool="avg",
-        fc_norm=False,
+        fc_norm=classes > 0,
         weight_init="skip",
         device="meta",
     )

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import zoo.folder
+import zoo.tensors
 import zoo.verify
 from zoo.card import Card, read_card
 from zoo.errors import IntegrityError, UsageError
@@ -198,8 +198,8 @@ def test_blocks_beyond_the_last_wanted_are_not_read(
         names.extend(chosen)
         return read(path, names, device)
 
-    read = zoo.folder.read_tensors
-    monkeypatch.setattr(zoo.folder, "read_tensors", watched)
+    read = zoo.tensors.read_tensors
+    monkeypatch.setattr(zoo.tensors, "read_tensors", watched)
     cut = load_model(model, blocks=2)
     assert names
     assert not [name for name in names if name.startswith(("blocks.2.", "norm."))]
