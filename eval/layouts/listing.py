@@ -3,18 +3,21 @@
 Names are bytes, sorted by folder and then by name, as ``pretrain.index`` has them.
 """
 
+import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pretrain.index import PackedNames, open_index
+from zoo.errors import DataError
 from zoo.images import read_image
 
 _VAL_NUMBER = re.compile(rb"ILSVRC2012_val_(\d{8})(?!\d)")
@@ -54,7 +57,7 @@ class Listing:
     fingerprint: str
     store: Store
     targets: PackedNames | None = None
-    """What the ``.cls`` files of WebDataset shards say of each image."""
+    """What shards say of each image: ``.cls`` files of WebDataset's, the label of Parquet's."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,6 +112,51 @@ def each(names: PackedNames) -> Iterator[bytes]:
     for end in names.ends.tolist():
         yield blob[start:end]
         start = end
+
+
+class Arranged(NamedTuple):
+    """N names in the order of a listing."""
+
+    order: np.ndarray
+    """(N,) int64, where each was before."""
+    names: PackedNames
+    folder_ids: np.ndarray
+    """(N,) int32."""
+    folders: PackedNames
+
+
+def arrange(names: Sequence[bytes], folders: Set[bytes], place: Path) -> Arranged:
+    """Sort names as a folder's are, by folder and then by name.
+
+    folders: those without images, if they are known.  Raises DataError where two are the same.
+    """
+    split = [os.path.split(name) for name in names]
+    order = sorted(range(len(split)), key=split.__getitem__)
+    twice = [split[i] for i, j in itertools.pairwise(order) if split[i] == split[j]]
+    if twice:
+        raise DataError(
+            "two images have the same name",
+            where=f"{place}: {first_ten(os.fsdecode(os.path.join(*pair)) for pair in twice)}",  # noqa: PTH118
+            fix="make the set anew, each image under a name of its own",
+        )
+    known = sorted(folders | {folder for folder, _ in split} | {b""})
+    number_of = {folder: number for number, folder in enumerate(known)}
+    return Arranged(
+        order=np.array(order, np.int64),
+        names=PackedNames.of([split[i][1] for i in order]),
+        folder_ids=np.fromiter((number_of[split[i][0]] for i in order), np.int32, len(order)),
+        folders=PackedNames.of(known),
+    )
+
+
+def fingerprint_of(
+    names: PackedNames, folders: Sequence[bytes], folder_ids: np.ndarray, sizes: np.ndarray
+) -> str:
+    """What ``ImageIndex.fingerprint`` is of the same files in folders: hex sha256."""
+    digest = hashlib.sha256()
+    for name, i, size in zip(each(names), folder_ids.tolist(), sizes.tolist(), strict=True):
+        digest.update(b"%s/%s\0%d\n" % (folders[i], name, size))
+    return digest.hexdigest()
 
 
 def is_synset(name: str) -> bool:

@@ -17,8 +17,11 @@ from eval.layouts.folders import (
     label_targets,
     parents_of,
 )
+from eval.layouts.hubdata import fetch_parquet, is_hub_data
 from eval.layouts.labelled import Labelled
 from eval.layouts.listing import Listing, first_ten, list_folder
+from eval.layouts.parquet import list_parquet
+from eval.layouts.shards import choose_shards
 from eval.layouts.tars import TarStore, list_tars, tars_below
 from pretrain.index import EXTENSIONS
 from zoo.errors import DataError, UsageError
@@ -37,15 +40,18 @@ def open_eval_set(
 
     Known are class folders (synsets, ImageNetV2's numbers, a user's own), ImageNet's validation
     images in one folder with a map beside it, Kaggle's tree, ImageNet-C's ``type/severity/synset``,
-    and all of these in plain tars; and WebDataset shards with ``.cls`` files.  ``data`` may be the
-    folder that holds ``train/`` and ``val/``.  Images are not decoded.
+    and all of these in plain tars; WebDataset shards with ``.cls`` files; and Parquet files with
+    columns ``image`` and ``label``, in a folder or on the Hub (``hf:ORG/NAME[@REVISION][#SPLIT]``,
+    which fetches them).  ``data`` may be the folder that holds ``train/`` and ``val/``.  Images
+    are not decoded.
 
     partial: take an incomplete set, whose name then says so.  due: hold the set against this
     instead of the table.
 
     Raises DataError that names what differs (classes, counts, order), for what is no data set,
     and for a flat folder without a map; IntegrityError for tars with hostile members; UsageError
-    for an unknown benchmark and for Parquet files.
+    for an unknown benchmark, for Parquet files without the extra ``datasets`` and where it is not
+    clear which of them are meant; NetworkError and DiskError where it fetches.
     """
     if benchmark not in {*expected(), OWN}:
         raise UsageError(
@@ -76,7 +82,7 @@ def _known(listing: Listing, benchmark: str) -> Labelled:
     if listing.targets is not None:
         if benchmark == "in1k-c":
             raise DataError(
-                "WebDataset shards do not say the type and severity of each image",
+                "shards do not say the type and severity of each image",
                 where=str(listing.place),
                 fix="give ImageNet-C as folders, or as the tars it is published in",
             )
@@ -123,9 +129,11 @@ def _below(listing: Listing, prefix: str) -> Listing:
 
 def _list(data: Path, benchmark: str) -> Listing:
     """The images at ``data``, whatever they lie in.  Raises DataError, UsageError."""
+    if is_hub_data(data):
+        return list_parquet(fetch_parquet(data, benchmark), benchmark, data)
     if data.is_file():
         if data.suffix == ".parquet":
-            raise _parquet(data)
+            return list_parquet([data.resolve()], benchmark, data)
         return list_tars([data.resolve()])
     folder = _validation_folder(data, benchmark)
     if not folder.is_dir():
@@ -135,7 +143,9 @@ def _list(data: Path, benchmark: str) -> Listing:
     if tars := tars or [path for path in packed if path.name.endswith(_SQUEEZED)]:
         return list_tars([path.resolve() for path in _of_validation(tars)])
     if packed:
-        raise _parquet(folder)
+        names = [path.relative_to(folder).as_posix() for path in packed]
+        shards = choose_shards(names, "", benchmark, str(folder))
+        return list_parquet([folder.resolve() / name for name in shards], benchmark, folder)
     return list_folder(folder)
 
 
@@ -184,12 +194,3 @@ def _of_validation(tars: list[Path]) -> list[Path]:
             fix="give the validation archive, or a folder of validation shards",
         )
     return chosen
-
-
-def _parquet(place: Path) -> UsageError:
-    return UsageError(
-        "Parquet files of the Hub are recognised, and not read",
-        where=str(place),
-        fix="pip install datasets, and write the validation images of it into class folders: "
-        "its `label` is the position among the sorted synsets",
-    )

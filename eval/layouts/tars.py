@@ -3,8 +3,6 @@
 Both kinds: members in class folders, and WebDataset shards with ``key.jpg`` beside ``key.cls``.
 """
 
-import hashlib
-import itertools
 import os
 import tarfile
 from array import array
@@ -15,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.layouts.listing import Listing, each, first_ten
+from eval.layouts.listing import Listing, arrange, each, fingerprint_of, first_ten
 from pretrain.index import EXTENSIONS, PackedNames
 from zoo.errors import DataError, IntegrityError
 from zoo.images import decode
 
-# ruff: noqa: PTH118, PTH122
+# ruff: noqa: PTH122
 # pathlib does not take bytes.
 
 _COMPRESSED = {
@@ -113,46 +111,22 @@ def list_tars(paths: Sequence[Path]) -> Listing:
 def _sorted(
     found: _Found, targets: list[bytes] | None, paths: tuple[Path, ...], place: Path
 ) -> Listing:
-    split = [os.path.split(name) for name in found.names]
-    order = sorted(range(len(split)), key=split.__getitem__)
-    twice = [split[i] for i, j in itertools.pairwise(order) if split[i] == split[j]]
-    if twice:
-        raise DataError(
-            "two images of the archive have the same name",
-            where=f"{place}: {first_ten(os.fsdecode(os.path.join(*pair)) for pair in twice)}",
-            fix="make the archive anew",
-        )
-    folders = sorted(found.folders | {folder for folder, _ in split} | {b""})
-    number_of = {folder: number for number, folder in enumerate(folders)}
-    names = PackedNames.of([split[i][1] for i in order])
-    ids = np.fromiter((number_of[split[i][0]] for i in order), np.int32, len(order))
-    places = np.array(order)
-    sizes = np.array(found.sizes, np.int64)[places]
-    packed = PackedNames.of(folders)
+    order, names, ids, folders = arrange(found.names, found.folders, place)
+    sizes = np.array(found.sizes, np.int64)[order]
     return Listing(
         place=place,
         names=names,
         folder_ids=ids,
-        folders=packed,
-        fingerprint=fingerprint_of(names, folders, ids, sizes),
+        folders=folders,
+        fingerprint=fingerprint_of(names, list(each(folders)), ids, sizes),
         store=TarStore(
             paths=paths,
-            path_ids=np.array(found.path_ids, np.int32)[places],
-            offsets=np.array(found.offsets, np.int64)[places],
+            path_ids=np.array(found.path_ids, np.int32)[order],
+            offsets=np.array(found.offsets, np.int64)[order],
             sizes=sizes,
         ),
-        targets=None if targets is None else PackedNames.of([targets[i] for i in order]),
+        targets=None if targets is None else PackedNames.of([targets[i] for i in order.tolist()]),
     )
-
-
-def fingerprint_of(
-    names: PackedNames, folders: Sequence[bytes], folder_ids: np.ndarray, sizes: np.ndarray
-) -> str:
-    """What ``ImageIndex.fingerprint`` is of the same files in folders: hex sha256."""
-    digest = hashlib.sha256()
-    for name, i, size in zip(each(names), folder_ids.tolist(), sizes.tolist(), strict=True):
-        digest.update(b"%s/%s\0%d\n" % (folders[i], name, size))
-    return digest.hexdigest()
 
 
 def tars_below(listing: Listing, store: TarStore, prefix: bytes) -> Listing:

@@ -282,15 +282,6 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     assert "in1k-r has class folders" in refused(flat, "in1k-r").what
 
 
-def test_parquet_is_recognised(tmp_path: Path) -> None:
-    shard = tmp_path / "hub" / "data" / "validation-00000-of-00014.parquet"
-    write_tree(tmp_path, {str(shard.relative_to(tmp_path)): b"PAR1"})
-    for data in (tmp_path / "hub", shard.parent, shard):
-        with pytest.raises(UsageError, match="Parquet") as caught:
-            open_eval_set(data, "in1k-val")
-        assert "pip install datasets" in caught.value.fix
-
-
 def test_an_image_that_cannot_be_decoded_is_named_when_read(val: Path) -> None:
     name = f"{THREE[0]}/{sorted(os.listdir(val / THREE[0]))[0]}"  # noqa: PTH208
     (val / name).write_bytes(b"no image")

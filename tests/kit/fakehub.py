@@ -22,8 +22,8 @@ import huggingface_hub
 import pytest
 from hubclient import settings
 
-_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
-_API = re.compile(r"/api/models/([^/]+/[^/?]+)(?:/(revision|tree)/([^/?]+))?(?:\?.*)?")
+_FILE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
+_API = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/?]+)(?:/(revision|tree)/([^/?]+))?(?:\?.*)?")
 _STORE = re.compile(r"/store/([0-9a-f]{64})(?:\?.*)?")
 _RANGE = re.compile(r"bytes=(\d+)-")
 MAIN = "main"

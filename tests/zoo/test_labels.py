@@ -24,7 +24,7 @@ from models import (
 from ownhub import OwnHub
 from PIL import Image
 from pushes import FAST
-from timm.data import CustomDatasetInfo
+from timm.data.dataset_info import CustomDatasetInfo
 from torch import Tensor
 
 import zoo
