@@ -26,7 +26,6 @@ from evalsets import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import eval.layouts.parquet
 from eval.layouts import EvalSet, open_eval_set
 from eval.layouts.shards import choose_shards
 from zoo.errors import DataError, IntegrityError, UsageError, ZooError
@@ -336,7 +335,7 @@ def test_a_damaged_file_is_an_error_or_three_images(
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval.layouts.parquet, "find_spec", lambda name: None)
+    monkeypatch.setattr("eval.layouts.parquet.find_spec", lambda name: None)
     file = write_parquet(tmp_path / "val.parquet", rows_of(val_files()))
     for data in (file, tmp_path, Path("hf:org/name")):
         with pytest.raises(UsageError, match="not installed") as caught:
