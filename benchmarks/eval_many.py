@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,7 +23,7 @@ from eval.run import Options, evaluate
 
 def make_models(folder: Path, *, width: int, depth: int) -> list[str]:
     """Three classifiers with random weights."""
-    arguments = {"embed_dim": width, "depth": depth, "num_heads": 3}
+    arguments: dict[str, Any] = {"embed_dim": width, "depth": depth, "num_heads": 3}
     names = []
     for seed in range(3):
         torch.manual_seed(seed)

@@ -13,7 +13,8 @@ from classifiers import SHARD, make_classifier, make_val, small_shards
 from PIL import Image
 from runs import run, zoo
 from safetensors.torch import load_file, save_file
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 import eval.classify
 from eval.classes import synsets

@@ -12,7 +12,7 @@ from zoo.errors import DataError
 
 TWO = SYNSETS[0], SYNSETS[2]
 DUE = replace(SMALL, images=2, synsets=TWO, per_class=1, types=TYPES, severities=SEVERITIES)
-FAMILIES = dict(
+FAMILIES: dict[str, str] = dict(
     zip(TYPES, ["noise"] * 3 + ["blur"] * 4 + ["weather"] * 4 + ["digital"] * 4, strict=True)
 )
 
