@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from classifiers import SHARD, make_classifier, make_val, small_shards
+from classifiers import SHARD, make_classifier, make_val, rows, small_shards
 from PIL import Image
 from runs import run, zoo
 from safetensors.torch import load_file, save_file
@@ -41,24 +41,6 @@ def model(tmp_path: Path) -> Path:
 def score(models: list[Path], data: Path, out: Path, benchmark: str = "in1k-val") -> Evaluation:
     options = Options(partial=True, workers=0, out=out, batch=4)
     return evaluate([str(m) for m in models], benchmark, [str(data)], options)
-
-
-def rows(out: Path) -> dict[str, tuple]:
-    """What every result file says but for times, and what each image was taken for."""
-    found = {}
-    for file in sorted(out.glob("*.json")):
-        record = json.loads(file.read_text())
-        for clock in ("seconds", "ranks", "environment"):
-            record.pop(clock)
-        guesses = load_predictions(out / record["predictions"])
-        found[file.name] = (
-            record,
-            guesses.samples.tolist(),
-            guesses.labels.tolist(),
-            guesses.top5.tolist(),
-            guesses.confidence.tolist(),
-        )
-    return found
 
 
 def test_the_same_weights_through_timm_give_the_same(model: Path, photos: Path) -> None:

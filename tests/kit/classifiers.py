@@ -1,14 +1,19 @@
 """Small classifiers of ImageNet's 1000 classes, and small sets of its family to score them on."""
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 from evalsets import THREE, plain_files, val_files, write_tree
 from models import make_timm
+from torch import Tensor
 
 import eval.classify
 from eval.classes import synsets_of
 from eval.corruptions import SEVERITIES, TYPES
+from eval.predictions import load_predictions
+from zoo.folder import Classifier
 
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
 SHARD = 7
@@ -50,3 +55,28 @@ def corrupted_files(types: tuple[str, ...] = TYPES) -> dict[str, bytes]:
         for severity in SEVERITIES
         for name, data in some.items()
     }
+
+
+def slow_small_shards() -> None:
+    """The same, with time between the batches in which a process may be killed."""
+    small_shards()
+    forward = eval.classify.logits_of
+
+    def slowly(model: Classifier, inputs: Tensor, dtype: str) -> Tensor:
+        time.sleep(0.05)
+        return forward(model, inputs, dtype)
+
+    eval.classify.logits_of = slowly
+
+
+def rows(out: Path) -> dict[str, tuple]:
+    """What every result file says but for clocks, and what each image was taken for."""
+    found = {}
+    for file in sorted(out.glob("*.json")):
+        record = json.loads(file.read_text())
+        for clock in ("seconds", "ranks", "environment"):
+            record.pop(clock)
+        guesses = load_predictions(out / record["predictions"])
+        columns = guesses.samples, guesses.labels, guesses.top5, guesses.confidence
+        found[file.name] = (record, *(column.tolist() for column in columns))
+    return found
