@@ -27,6 +27,7 @@ import pretrain.launch  # imported once here, shared by all forks
 import pretrain.methods.img2vec
 import pretrain.methods.mae
 import pretrain.methods.tinymim  # noqa: F401
+from eval.run import evaluate  # noqa: F401
 from pretrain.log import CLOCK_FIELDS, read_log
 from zoo.cli import main
 
