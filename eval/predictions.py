@@ -94,7 +94,7 @@ def save_predictions(
 
     assert names is None or len(names) == len(predictions), "a name for each image"
     assert result is None or result.protocol == predictions.protocol, "one protocol"
-    order = predictions.samples.argsort().tolist()
+    order: list[int] = predictions.samples.argsort().tolist()
     sorted_names = tuple(_as_text(names[i]) for i in order) if names is not None else ()
     columns = _columns_of(concatenate([predictions]))
     header = _header(predictions, result, classes)
@@ -114,13 +114,15 @@ def save_predictions(
     text = json.dumps(asdict(header), ensure_ascii=False, allow_nan=False)
     table = pa.table(arrays, schema.with_metadata({_KEY: text.encode()}))
     buffer = io.BytesIO()
+    # pyarrow's annotations know less than its documentation.
+    repeated: Any = ["label", "labels.list.element", "top5.list.element"]
     # Of a column of near-random floats the bytes compress alone; names share their beginnings.
     pq.write_table(
         table,
         buffer,
         compression="zstd",
         compression_level=9,
-        use_dictionary=["label", "labels.list.element", "top5.list.element"],
+        use_dictionary=repeated,
         column_encoding={
             "index": "DELTA_BINARY_PACKED",
             "confidence": "BYTE_STREAM_SPLIT",

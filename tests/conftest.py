@@ -1,6 +1,9 @@
 """What every test stands on: no network, one thread, caches and settings of its own."""
 
 import os
+import resource
+import signal
+from collections.abc import Iterator
 
 # Before anything imports the Hub client, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -52,3 +55,16 @@ def token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(file))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(file.with_name("stored_tokens")))
     return file
+
+
+@pytest.fixture
+def full_disk() -> Iterator[int]:
+    """No file may grow beyond this many bytes."""
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # Above what pytest itself may have written to a file by now.
+    limit = 8 * 2**20
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, earlier[1]))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+    signal.signal(signal.SIGXFSZ, handler)

@@ -1,11 +1,9 @@
 """Writing, naming and sweeping files: old content or new content, inside the root or refused."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,19 +28,6 @@ from zoo.files import (
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-@pytest.fixture
-def full_disk() -> Iterator[int]:
-    """No file may grow beyond this many bytes."""
-    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    # Above what pytest itself may have written to a file by now.
-    limit = 8 * 2**20
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, earlier[1]))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def dead_pid() -> int:
