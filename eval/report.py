@@ -57,7 +57,8 @@ class Table:
     """Rows of formatted cells under named columns; the first column names the row.
 
     sides: one per column; by default the first is set left and the others right, for numbers.
-    highlight: indices of the rows to set off.  Raises ValueError where the counts differ.
+    highlight: indices of the rows to set off.  notes: one per row, written below it; may be empty.
+    Raises ValueError where the counts differ.
     """
 
     columns: Sequence[str]
@@ -65,13 +66,12 @@ class Table:
     sides: Sequence[Side] | None = None
     highlight: Collection[int] = ()
     caption: str = ""
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        lengths = {len(row) for row in self.rows} | {len(self.columns)}
-        if self.sides is not None:
-            lengths.add(len(self.sides))
-        if len(lengths) != 1:
-            raise ValueError(f"a table's columns, sides and rows differ in length: {lengths}")
+        lengths = {len(row) for row in [*self.rows, self.columns, self.sides or self.columns]}
+        if len(lengths) != 1 or len(self.notes or self.rows) != len(self.rows):
+            raise ValueError(f"a table's columns, sides, rows or notes differ in length: {lengths}")
         if not set(self.highlight) <= set(range(len(self.rows))):
             raise ValueError(f"highlighted rows {self.highlight} of a table of {len(self.rows)}")
 
@@ -126,13 +126,15 @@ class Page:
     def table(self, table: Table) -> Self:
         """Add a table; where it is wider than the screen, it scrolls by itself."""
         sides = table.sides or ["left"] + ["right"] * (len(table.columns) - 1)
+        notes = table.notes or [""] * len(table.rows)
         columns = [{"name": n, "side": s} for n, s in zip(table.columns, sides, strict=True)]
         rows = [
             {
                 "cells": [{"text": t, "side": s} for t, s in zip(row, sides, strict=True)],
                 "highlight": index in table.highlight,
+                "note": note,
             }
-            for index, row in enumerate(table.rows)
+            for index, (row, note) in enumerate(zip(table.rows, notes, strict=True))
         ]
         return self._add("table", columns=columns, rows=rows, caption=table.caption)
 
@@ -183,8 +185,7 @@ def curves(
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = _quiet_axes(figure.add_subplot())
         for index, (name, (steps, values)) in enumerate(series.items()):
-            style = _DASHES[index % len(_DASHES)]
-            colour = PALETTE[index % len(PALETTE)]
+            style, colour = _DASHES[index % len(_DASHES)], PALETTE[index % len(PALETTE)]
             axes.plot(steps, values, label=name, color=colour, linestyle=style, linewidth=1.5)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(axis="y", color=_RULE, linewidth=0.6)
@@ -222,8 +223,7 @@ def bars(
         for row, (name, value) in enumerate(values.items()):
             strong = not highlight or name in highlight
             axes.barh(row, value, height=0.62, color=PALETTE[0] if strong else "#b9b6b0")
-            error = errors.get(name, 0.0)
-            if error:
+            if error := errors.get(name, 0.0):
                 axes.errorbar(value, row, xerr=error, color=_INK, capsize=2.5, linewidth=1)
             text = f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
             text += f" ± {error:{form}}" if error else ""

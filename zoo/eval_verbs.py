@@ -4,11 +4,13 @@ Each imports what it needs when it is called.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from zoo.errors import UsageError
 from zoo.options import Debug, Json, answer
 
 app = typer.Typer()
@@ -119,6 +121,54 @@ def diversity(
         device=device,
     )
     answer(report.as_dict() if json_ else report.text(), json_)
+
+
+@app.command()
+def results(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]…", help="Where zoo eval wrote.  [default: results]"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only this one: its name, or its digest's beginning.")
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="Only this one: in1k-val, or in1k-val@1.")
+    ] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL=NAME", help="Compare with this model's published figures."),
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="What flipped from A to B: result files, or models."),
+    ] = None,
+    write: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help=".md, .json, .csv or .html; of --diff .csv or .json."),
+    ] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what was scored, beside the papers' figures; or what flipped between two models."""
+    from eval.results_verb import show_flips, show_table
+
+    places, files = folders or [Path("results")], write or []
+    if diff:
+        if model or published:
+            raise UsageError(
+                "--diff takes neither --model nor --published",
+                where="zoo results --diff A B",
+                fix="name both models after --diff, and the benchmark by --benchmark",
+            )
+        shown = show_flips(places, *diff, benchmark=benchmark, write=files)
+    else:
+        shown = show_table(
+            places, model=model, benchmark=benchmark, published=published or [], write=files
+        )
+    for note in shown.notes:
+        print(f"skipped: {note}", file=sys.stderr)
+    answer(shown.record if json_ else shown.text, json_)
 
 
 @app.command()

@@ -57,13 +57,16 @@ def predictions(draw: st.DrawFn) -> Predictions:
     row = st.lists(classes, max_size=width).map(lambda r: [*r, *[-1] * (width - len(r))])
     five = st.lists(classes, min_size=5, max_size=5)
     sure = st.floats(0, 1, width=32)
-    rows = {"min_size": count, "max_size": count}
+
+    def each(values: st.SearchStrategy[Any]) -> list[Any]:
+        return draw(st.lists(values, min_size=count, max_size=count))
+
     return Predictions(
         protocol=draw(st.sampled_from(["in1k-val@1", "in1k-real@1", "knn@7"])),
         samples=torch.tensor(draw(numbers), dtype=torch.int64),
-        labels=torch.tensor(draw(st.lists(row, **rows)), dtype=torch.int16).reshape(count, width),
-        top5=torch.tensor(draw(st.lists(five, **rows)), dtype=torch.int16).reshape(count, 5),
-        confidence=torch.tensor(draw(st.lists(sure, **rows)), dtype=torch.float32),
+        labels=torch.tensor(each(row), dtype=torch.int16).reshape(count, width),
+        top5=torch.tensor(each(five), dtype=torch.int16).reshape(count, 5),
+        confidence=torch.tensor(each(sure), dtype=torch.float32),
     )
 
 

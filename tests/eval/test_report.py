@@ -91,6 +91,14 @@ def test_table_marks_heads_sides_and_highlight():
     assert "<figcaption>C</figcaption>" in html
 
 
+def test_a_note_stands_below_its_row():
+    rows = [["a", "1"], ["b", "2"]]
+    html = Page("t").table(Table(columns=["n", "%"], rows=rows, notes=["<i>why</i>", ""])).html()
+    assert html.count('<tr class="note">') == html.count('<tr class="noted">') == 1
+    below = html.partition('<tr class="noted">')[2].partition("</tr>")[2].lstrip()
+    assert below.startswith('<tr class="note"><td colspan="2"><div>&lt;i&gt;why&lt;/i&gt;</div>')
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -98,6 +106,7 @@ def test_table_marks_heads_sides_and_highlight():
         {"rows": [["a", "1", "2"]]},
         {"rows": [["a", "1"]], "sides": ["left"]},
         {"rows": [["a", "1"]], "highlight": [1]},
+        {"rows": [["a", "1"]], "notes": ["x", "y"]},
     ],
 )
 def test_crooked_table_is_refused(wrong):

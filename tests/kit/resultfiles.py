@@ -33,7 +33,8 @@ def result(**changes: Any) -> Result:
 def save_many(folder: Path, writer: int, count: int) -> None:
     """Results of one writer, one after another, and each a second time in its own place."""
     for number in range(count):
-        mine = result(model=f"writer-{writer}", seed=number, value=float(number % 100))
+        name, digest = f"writer-{writer}", f"{writer:064x}"
+        mine = result(model=name, model_digest=digest, seed=number, value=float(number % 100))
         mine.save(folder)
         replace(mine, seconds=2.5).save(folder)
 
