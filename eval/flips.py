@@ -11,7 +11,7 @@ import torch
 from eval.classes import class_names
 from eval.compare import Comparison, compare
 from eval.predictions import Saved, read_saved
-from eval.result_files import Found, read_result
+from eval.result_files import Found, read_result, shown
 from eval.results import Result
 from eval.table import is_benchmark, is_model
 from eval.table_page import csv_text, digits_of, signed
@@ -122,12 +122,17 @@ def _lines(flip: Flip) -> Iterator[str]:
     yield from textwrap.wrap(told, WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
+def is_file_name(text: str) -> bool:
+    """Whether a text is the path of a result file, not a model."""
+    return text.endswith(".json") and is_there(typed_path(text))
+
+
 def choose(text: str, found: Sequence[Found], benchmark: str | None) -> Found:
     """The one result that a file's path, a model's name or the beginning of its digest means.
 
     Raises UsageError where it means none or several, DataError for a file that is no result.
     """
-    if text.endswith(".json") and is_there(typed_path(text)):
+    if is_file_name(text):
         return _of_file(typed_path(text))
     of_model = [one for one in found if is_model(one.result, text)]
     fitting = [o for o in of_model if benchmark is None or is_benchmark(o.result, benchmark)]
@@ -154,7 +159,7 @@ def _of_file(file: Path) -> Found:
     try:
         result = read_result(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise _no_result(file, str(error).splitlines()[0]) from error
+        raise _no_result(file, shown(str(error).splitlines()[0])) from error
     if result is None:
         raise _no_result(file, "it does not claim to be one")
     return Found(result=result, file=file)
@@ -234,7 +239,7 @@ def _flips(comparison: Comparison, first: Saved, second: Saved) -> Iterator[Flip
         yield Flip(
             flip="won" if flipped[number] else "lost",
             index=number,
-            name=_shown(names[place]) if names else f"image {number}",
+            name=shown(names[place]) if names else f"image {number}",
             labels=" or ".join(map(words, right)),
             first=words(int(a.top5[place, 0])),
             first_confidence=round(float(a.confidence[place]), 4),
@@ -249,10 +254,6 @@ def _words(saved: Saved) -> Any:
     known = classes or (class_names() if saved.header.protocol.startswith("in1k-") else ())
 
     def word(number: int) -> str:
-        return _shown(known[number]).split(", ")[0] if number < len(known) else f"class {number}"
+        return shown(known[number]).split(", ")[0] if number < len(known) else f"class {number}"
 
     return word
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() else name.encode("unicode_escape").decode()

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from eval.classes import CLASSES
 from eval.protocols import PROTOCOLS
+from eval.result_files import shown
 from eval.results import Result
 from eval.scoring import TOP, Predictions, concatenate
 from zoo.errors import DataError, IntegrityError
@@ -160,7 +161,9 @@ def read_saved(path: Path) -> Saved:
 
 
 def _refused(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(f"not a file of predictions: {what[:300]}", where=str(path), fix=_FIX)
+    return IntegrityError(
+        f"not a file of predictions: {shown(what[:300])}", where=str(path), fix=_FIX
+    )
 
 
 def _read(path: Path) -> Saved:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from eval.results import Result
 from zoo.errors import DataError, UsageError
-from zoo.files import is_plain_name
+from zoo.files import is_plain_name, is_there
 
 MOST_FILES = 100_000
 MOST_SAMPLES = 10**12
@@ -59,7 +59,7 @@ def find_results(places: Sequence[Path]) -> tuple[list[Found], list[str]]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as error:
-            notes.append(f"{file} is no result: {_first_line(error)}")
+            notes.append(shown(f"{file} is no result: {_first_line(error)}"))
             continue
         if result is None:
             others.append(file)
@@ -69,7 +69,7 @@ def find_results(places: Sequence[Path]) -> tuple[list[Found], list[str]]:
             found.setdefault(key, Found(result=result, file=file))
     if others:
         more = f" and {len(others) - 1:,} more JSON files" if others[1:] else ""
-        notes.append(f"{others[0]}{more}: no result of ours")
+        notes.append(shown(f"{others[0]}{more}: no result of ours"))
     return list(found.values()), notes
 
 
@@ -118,6 +118,11 @@ def _fault(result: Result) -> str | None:
     return None
 
 
+def shown(text: str) -> str:
+    """A text that came from outside, on one line, with nothing in it that a terminal obeys."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def _may_be_shown(value: object) -> bool:
     return not isinstance(value, str) or (len(value) <= _MOST_TEXT and value.isprintable())
 
@@ -138,10 +143,11 @@ def _files(places: Sequence[Path]) -> Iterator[Path]:
 
 def _below(place: Path) -> Iterator[Path]:
     """The JSON files below a folder, sorted; names with a dot in front are files in the making."""
-    if place.is_file():
+    there = is_there(place)
+    if there and place.is_file():
         yield place
         return
-    if not place.is_dir():
+    if not (there and place.is_dir()):
         raise UsageError(
             "there is no such folder of results",
             where=str(place),

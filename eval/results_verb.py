@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval import table_page
-from eval.flips import SUFFIXES, choose, find_flips
+from eval.flips import SUFFIXES, choose, find_flips, is_file_name
 from eval.result_files import find_results
 from eval.table import as_published, make_cells, select
 from zoo.catalog import load_catalog
@@ -63,8 +63,8 @@ def show_flips(
     DataError, IntegrityError, DiskError.
     """
     table_page.require_suffixes(write, SUFFIXES)
-    by_name = [text for text in (first, second) if not Path(text).is_file()]
-    found, notes = find_results(places) if by_name else ([], [])
+    by_file = is_file_name(first) and is_file_name(second)
+    found, notes = ([], []) if by_file else find_results(places)
     flips = find_flips(choose(first, found, benchmark), choose(second, found, benchmark))
     for path in write:
         flips.write(path)

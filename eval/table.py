@@ -48,7 +48,10 @@ class Cell:
     """Whether the first is of the same data and input size, by the same rules."""
     variant: str
     """What tells the cell from others of its protocol."""
+    standing: str
+    """What became of the protocol, where it is not the newest of its name; else empty."""
     remarks: tuple[str, ...]
+    """What else is to be said of this cell."""
 
     @property
     def difference(self) -> float | None:
@@ -90,7 +93,7 @@ class Cell:
             "difference": self.difference,
             "difference_in_standard_errors": self.difference_in_errors,
             "variant": self.variant,
-            "remarks": list(self.remarks),
+            "remarks": list(filter(None, (self.standing, *self.remarks))),
             "file": self.file.name,
         }
 
@@ -236,6 +239,7 @@ def _cell(
         published=tuple(others),
         compared=bool(others) and not obstacle,
         variant=variant,
+        standing=_standing(result.protocol),
         remarks=(*_remarks(result), *_on_published(result, others, obstacle)),
     )
 
@@ -267,17 +271,21 @@ def _on_published(result: Result, figures: Sequence[Published], obstacle: str) -
         yield f"also published: {sources_of(rest)}"
 
 
-def _remarks(result: Result) -> Iterator[str]:
-    """What sets a result apart from what its protocol's name promises today."""
-    protocol = result.protocol
+def _standing(protocol: str) -> str:
     name, _, version = protocol.partition("@")
-    known, latest = benchmarks().get(protocol), newest(name)
+    latest = newest(name)
     if latest is None:
-        yield "a protocol that this version of tinyzoo does not know"
-    elif int(version) < int(latest.id.partition("@")[2]):
-        yield f"the protocol has moved on to {latest.id}"
-    elif known is None:
-        yield f"of a newer version of tinyzoo: here {latest.id} is the newest"
+        return "a protocol that this version of tinyzoo does not know"
+    if int(version) < int(latest.id.partition("@")[2]):
+        return f"the protocol has moved on to {latest.id}"
+    if protocol not in benchmarks():
+        return f"of a newer version of tinyzoo: here {latest.id} is the newest"
+    return ""
+
+
+def _remarks(result: Result) -> Iterator[str]:
+    """What sets a result apart from what its protocol's name promises."""
+    protocol, known = result.protocol, benchmarks().get(result.protocol)
     if _has_other_rules(result):
         yield f"scored by other rules than {protocol} has here: the protocol's digest differs"
     elif known and not result.protocol_digest:

@@ -20,12 +20,12 @@ from zoo.files import atomic_write
 from zoo.listing import WIDTH
 
 NONE = "–"
-ABOUT_ERRORS = (
-    "± is one standard error over the images. A difference is ours less the published value, in "
-    "points, and in standard errors of it (SE): no paper states its own, so a published accuracy "
-    "is given a binomial one over as many images, and the two are combined as if independent. Both "
-    "are of the same images, so what looks significant is. The figure in brackets is not compared; "
-    "the remark says why."
+_ABOUT_ERRORS = "± is one standard error over the images."
+_ABOUT_DIFFERENCES = (
+    " A difference is ours less the published value, in points, and in standard errors of it (SE): "
+    "no paper states its own, so a published accuracy is given a binomial one over as many images, "
+    "and the two are combined as if independent. Both are of the same images, so what looks "
+    "significant is. A figure in brackets is not compared; the remark says why."
 )
 
 _TITLES = {
@@ -58,13 +58,25 @@ def text(cells: Sequence[Cell]) -> str:
     widths[0] = min(widths[0], max(_NARROWEST, room))
     parts = []
     for section in sections(cells):
-        lines = [title_of(section[0]), _line(_HEADS, widths)]
+        lines = [title_of(section[0]), *_wrapped(section[0].standing), _line(_HEADS, widths)]
         for cell in section:
             lines.append(_line(_figures(cell), widths))
             lines += _wrapped(about(cell))
         parts.append("\n".join(lines))
-    parts.append("\n".join(textwrap.wrap(ABOUT_ERRORS, WIDTH)))
+    parts.append("\n".join(textwrap.wrap(legend(cells), WIDTH)))
     return "\n\n".join(parts)
+
+
+def legend(cells: Sequence[Cell]) -> str:
+    """What the figures mean, as far as there are any of the kind."""
+    differ = any(cell.published for cell in cells)
+    return _ABOUT_ERRORS + (_ABOUT_DIFFERENCES if differ else "")
+
+
+def _of_protocol(cell: Cell) -> list[str]:
+    """What the protocol is, in words, and what became of it."""
+    known = benchmarks().get(cell.result.protocol)
+    return [*([known.about] if known else []), *filter(None, [cell.standing])]
 
 
 def about(cell: Cell) -> str:
@@ -124,13 +136,12 @@ def markdown(cells: Sequence[Cell]) -> str:
     parts = ["# Results"]
     for section in sections(cells):
         parts.append(f"## {markdown_text(title_of(section[0]))}")
-        known = benchmarks().get(section[0].result.protocol)
-        parts += [markdown_text(known.about)] if known else []
+        parts += map(markdown_text, _of_protocol(section[0]))
         rows = [(*_figures(cell), about(cell)) for cell in section]
         table = ["| " + " | ".join((*_HEADS, "")) + " |", "|---|---:|---:|---:|---:|---|"]
         table += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
         parts.append("\n".join(table))
-    return "\n\n".join([*parts, markdown_text(ABOUT_ERRORS)]) + "\n"
+    return "\n\n".join([*parts, markdown_text(legend(cells))]) + "\n"
 
 
 def markdown_text(words: str) -> str:
@@ -178,12 +189,13 @@ def csv_table(cells: Sequence[Cell]) -> str:
     rows = []
     for cell in cells:
         first = cell.published[0] if cell.published else None
+        record = cell.as_dict()
         rows.append(
             {
-                **cell.as_dict(),
+                **record,
                 "published_value": first.value if first else None,
                 "published_source": first.text() if first else None,
-                "remarks": "; ".join(cell.remarks),
+                "remarks": "; ".join(record["remarks"]),
             }
         )
     return csv_text(rows, _CSV_COLUMNS)
@@ -198,8 +210,7 @@ def html(cells: Sequence[Cell]) -> str:
     page = Page("Results", f"{of}, {len({c.result.protocol for c in cells}):,} protocols")
     for section in sections(cells):
         page.heading(title_of(section[0]))
-        known = benchmarks().get(section[0].result.protocol)
-        page.text(*([known.about] if known else []))
+        page.text(*_of_protocol(section[0]))
         page.table(
             Table(
                 columns=_HEADS,
@@ -207,7 +218,7 @@ def html(cells: Sequence[Cell]) -> str:
                 notes=[about(cell) for cell in section],
             )
         )
-    return page.heading("How to read it").text(ABOUT_ERRORS).html()
+    return page.heading("How to read it").text(legend(cells)).html()
 
 
 Writer = Callable[[Sequence[Cell], Sequence[str]], str]

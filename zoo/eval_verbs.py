@@ -127,7 +127,7 @@ def diversity(
 def results(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DIR]…", help="Where zoo eval wrote.  [default: results]"),
+        typer.Argument(metavar="DIR…", help="Where zoo eval wrote.  [default: results]"),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Only this one: its name, or its digest's beginning.")

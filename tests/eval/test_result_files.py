@@ -51,6 +51,7 @@ def test_files_of_earlier_and_later_versions_are_read(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("", "Expecting value"),
+        (json.dumps({**result().as_dict(), "environment": {"\x1b[2J": 3}}), "environment"),
         ("{", "Expecting property"),
         ("[" * 100_000, "recursion"),
         ("\xff", "decode"),
@@ -108,6 +109,14 @@ def test_what_is_no_file_or_too_large_is_not_opened(tmp_path: Path) -> None:
     assert len(notes) == 2
 
 
+def test_nothing_of_a_files_name_is_obeyed(tmp_path: Path) -> None:
+    (tmp_path / "\x1b[2J.json").write_text("{")
+    (tmp_path / "\x1b[2K.json").write_text("{}")
+    _, notes = read_results(tmp_path)
+    assert len(notes) == 2
+    assert all(note.isprintable() for note in notes)
+
+
 def test_folders_do_not_lead_out_through_links(tmp_path: Path) -> None:
     result().save(tmp_path / "elsewhere")
     (tmp_path / "results").mkdir()
@@ -133,6 +142,8 @@ def test_no_folder_is_an_error_and_an_empty_one_is_not(tmp_path: Path) -> None:
     assert read_results(tmp_path) == ([], [])
     with pytest.raises(UsageError, match="no such folder"):
         read_results(tmp_path / "none")
+    with pytest.raises(UsageError, match="no such folder"):
+        read_results(tmp_path / ("a" * 300))
 
 
 def test_more_files_than_can_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,10 +128,9 @@ def test_what_differs_from_the_protocol_is_marked(changes: dict[str, Any], remar
 
 def test_an_unknown_protocol_is_marked() -> None:
     (cell,) = cells(result(protocol="somebodys-own@3", dtype="bfloat16"))
-    assert cell.remarks == (
-        "a protocol that this version of tinyzoo does not know",
-        "in bfloat16, not float32",
-    )
+    assert cell.standing == "a protocol that this version of tinyzoo does not know"
+    assert cell.remarks == ("in bfloat16, not float32",)
+    assert cell.as_dict()["remarks"] == [cell.standing, *cell.remarks]
 
 
 def test_a_protocol_that_has_moved_on_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +143,11 @@ def test_a_protocol_that_has_moved_on_is_marked(monkeypatch: pytest.MonkeyPatch)
         for version in (3, 12, 13)
     )
     first, second, third, fourth = cells(val(), old, now, future)
-    assert first.remarks[0] == "the protocol has moved on to in1k-val@12"
+    assert first.standing == "the protocol has moved on to in1k-val@12"
     assert first.compared
-    assert second.remarks == ()
-    assert third.remarks == ("of a newer version of tinyzoo: here in1k-val@12 is the newest",)
-    assert fourth.remarks == ("the protocol has moved on to in1k-val@12",)
+    assert second.standing == ""
+    assert third.standing == "of a newer version of tinyzoo: here in1k-val@12 is the newest"
+    assert fourth.standing == "the protocol has moved on to in1k-val@12"
     assert [c.result.protocol for c in (second, third, fourth)] == [
         "in1k-val@12",
         "in1k-val@13",

@@ -91,6 +91,16 @@ def test_the_terminals_table() -> None:
     assert max(map(len, lines)) <= 100
 
 
+def test_what_became_of_a_protocol_is_said_in_every_form() -> None:
+    found = [Found(result=result(protocol="old-one@1"), file=Path("a.json"))]
+    old = make_cells(found, {})
+    told = "a protocol that this version of tinyzoo does not know"
+    assert text(old).splitlines()[1].strip() == told
+    pages = [markdown(old), csv_table(old), html(old), json.dumps(as_dict(old, []))]
+    assert [page.count(told) for page in pages] == [1, 1, 1, 1]
+    assert "A difference" not in text(old)
+
+
 def test_long_names_are_cut_at_the_front() -> None:
     lines = text(cells("somebody/" + "a" * 80 + "-stage", "b")).splitlines()
     assert max(map(len, lines)) <= 100
