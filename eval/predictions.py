@@ -99,7 +99,7 @@ def save_predictions(
     sorted_names = tuple(_as_text(names[i]) for i in order) if names is not None else ()
     columns = _columns_of(concatenate([predictions]))
     header = _header(predictions, result, classes)
-    if fault := _fault(columns, sorted_names):
+    if fault := _fault(columns, sorted_names, len(header.classes) or CLASSES):
         raise IntegrityError(fault, where=str(path), fix="this is a bug where they were made")
     header = replace(header, sha256=_digest(header, columns, sorted_names))
     schema = _schema(header, named=names is not None)
@@ -188,7 +188,7 @@ def _read(path: Path) -> Saved:
         raise ValueError("values are missing")
     columns = _read_columns(table, header.label_columns)
     names = tuple(table["name"].to_pylist()) if named else ()
-    if fault := _fault(columns, names):
+    if fault := _fault(columns, names, len(header.classes) or CLASSES):
         raise ValueError(fault)
     if header.sha256 != _digest(header, columns, names):
         raise ValueError("its content is not what its sha256 says")
@@ -298,21 +298,27 @@ def _flat(column: Any) -> np.ndarray:
     return values.to_numpy()
 
 
-def _fault(columns: _Columns, names: Sequence[str]) -> str | None:
+def _fault(columns: _Columns, names: Sequence[str], classes: int) -> str | None:
     """What is wrong with the values; None if nothing is."""
     index, labels, top5, confidence = columns
     if len(index) and (index[0] < 0 or (np.diff(index.astype(np.int64)) <= 0).any()):
         return "the images' numbers are not ascending, each once"
-    there = labels >= 0
-    if ((labels < -1) | (labels >= CLASSES)).any() or (there[:, 1:] > there[:, :-1]).any():
-        return f"a label is none of the {CLASSES} classes"
-    if ((top5 < 0) | (top5 >= CLASSES)).any():
-        return f"a predicted class is none of the {CLASSES}"
+    if not _are_classes(labels, classes):
+        return f"a label is none of the {classes:,} classes"
+    if not _are_classes(top5, classes) or (top5[:, 0] < 0).any():
+        return f"a predicted class is none of the {classes:,}"
     if not ((confidence >= 0) & (confidence <= 1)).all():
         return "a confidence is not between 0 and 1"
     if names and len(names) != len(index):
         return f"{len(names):,} names of {len(index):,} images"
     return None
+
+
+def _are_classes(numbers: np.ndarray, classes: int) -> bool:
+    """Whether every row holds classes' numbers, filled up with -1 at its end alone."""
+    there = numbers >= 0
+    known = ((numbers >= -1) & (numbers < classes)).all()
+    return bool(known and (there[:, 1:] <= there[:, :-1]).all())
 
 
 def _digest(header: Header, columns: _Columns, names: Sequence[str]) -> str:

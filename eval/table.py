@@ -291,14 +291,22 @@ def _remarks(result: Result) -> Iterator[str]:
     elif known and not result.protocol_digest:
         yield "does not state its protocol's digest"
     if not result.complete:
-        due = PROTOCOLS[protocol].images if protocol in PROTOCOLS else ()
-        of = f" of {due[0]:,}" if due and result.samples < due[0] else ""
+        due = _due(protocol)
+        of = f" of {due:,}" if result.samples < due else ""
         yield f"an incomplete set: {result.samples:,}{of} images"
     if override := result.settings.get("transform"):
         yield f"not the protocol's transform but {override}"
     precision = PROTOCOLS[protocol].precision if protocol in PROTOCOLS else _PRECISION
     if result.dtype != precision:
         yield f"in {result.dtype}, not {precision}"
+
+
+def _due(protocol: str) -> int:
+    """Images that the complete set has scored; 0 where that is not known."""
+    known = PROTOCOLS.get(protocol)
+    if not (known and known.images) or known.labels == "sets":  # some have none, and do not count
+        return 0
+    return known.images[0] * max(len(known.parts), 1)
 
 
 def _has_other_rules(result: Result) -> bool:

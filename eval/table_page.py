@@ -33,6 +33,7 @@ _TITLES = {
     "top-5": "top-5, %",
     "mce-alexnet-normalised": "mCE: normalised, AlexNet has 100; low is good",
     "mean-error-unnormalised": "mean error, %: not normalised, not an mCE; low is good",
+    "mean-error-of-some-parts": "mean error of some of its parts, %: neither of its two scores",
 }
 _HEADS = ("model", "ours", "published", "difference", "images")
 _NARROWEST = 18
@@ -205,9 +206,10 @@ def html(cells: Sequence[Cell]) -> str:
     """A page that needs nothing but itself."""
     from eval.report import Page, Table
 
-    count = len({(cell.result.model, cell.result.model_digest) for cell in cells})
-    of = "1 model" if count == 1 else f"{count:,} models"
-    page = Page("Results", f"{of}, {len({c.result.protocol for c in cells}):,} protocols")
+    models = len({(cell.result.model, cell.result.model_digest) for cell in cells})
+    protocols = len({cell.result.protocol for cell in cells})
+    about_it = f"{_counted(models, 'model')}, {_counted(protocols, 'protocol')}"
+    page = Page("Results", about_it)
     for section in sections(cells):
         page.heading(title_of(section[0]))
         page.text(*_of_protocol(section[0]))
@@ -219,6 +221,10 @@ def html(cells: Sequence[Cell]) -> str:
             )
         )
     return page.heading("How to read it").text(legend(cells)).html()
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 Writer = Callable[[Sequence[Cell], Sequence[str]], str]

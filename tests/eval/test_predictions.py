@@ -118,6 +118,19 @@ def test_label_sets_are_lists_without_filler(tmp_path: Path) -> None:
     assert found[2] == some(3, sets=True).labels[2].tolist()
 
 
+def test_classes_of_ones_own_may_be_few_or_many(tmp_path: Path) -> None:
+    file, five = tmp_path / "a.parquet", torch.tensor([[1, 0, -1, -1, -1]] * 2).short()
+    few = replace(some(2), top5=five, labels=torch.tensor([[0], [1]]).short())
+    save_predictions(file, few, classes=["ant", "bee"])
+    assert same(load_predictions(file), few)
+    assert read_saved(file).header.classes == ("ant", "bee")
+    with pytest.raises(IntegrityError, match="none of the 1 classes"):
+        save_predictions(file, few, classes=["ant"])
+    many = replace(few, labels=torch.tensor([[0], [20_840]]).short())
+    save_predictions(file, many, classes=[f"c{n}" for n in range(20_841)])
+    assert same(load_predictions(file), many)
+
+
 def test_an_image_without_its_one_label_is_null(tmp_path: Path) -> None:
     labels = torch.tensor([[4], [-1]], dtype=torch.int16)
     save_predictions(tmp_path / "a.parquet", replace(some(2), labels=labels))
@@ -152,7 +165,8 @@ def test_a_validation_set_takes_less_than_a_megabyte(tmp_path: Path) -> None:
         ({"labels": torch.tensor([[-2], [1]]).short()}, "a label"),
         ({"labels": torch.tensor([[-1, 2], [1, 1]]).short()}, "a label"),
         ({"top5": torch.tensor([[0, 1, 2, 3, 1000]] * 2).short()}, "predicted class"),
-        ({"top5": torch.tensor([[0, 1, 2, 3, -1]] * 2).short()}, "predicted class"),
+        ({"top5": torch.tensor([[-1, -1, -1, -1, -1]] * 2).short()}, "predicted class"),
+        ({"top5": torch.tensor([[0, 1, -1, 3, 4]] * 2).short()}, "predicted class"),
         ({"confidence": torch.tensor([0.5, 1.5])}, "confidence"),
         ({"confidence": torch.tensor([0.5, torch.nan])}, "confidence"),
     ],

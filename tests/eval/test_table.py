@@ -126,6 +126,20 @@ def test_what_differs_from_the_protocol_is_marked(changes: dict[str, Any], remar
     assert cell.compared
 
 
+@pytest.mark.parametrize(
+    ("protocol", "samples", "told"),
+    [
+        ("in1k-c@1", 60_000, "an incomplete set: 60,000 of 3,750,000 images"),
+        ("in1k-sketch@1", 50_880, "an incomplete set: 50,880 of 50,889 images"),
+        ("in1k-real@1", 46_000, "an incomplete set: 46,000 images"),
+        ("in1k-a@1", 7_500, "an incomplete set: 7,500 images"),
+    ],
+)
+def test_how_much_is_missing(protocol: str, samples: int, told: str) -> None:
+    (cell,) = cells(result(protocol=protocol, model="m", samples=samples, complete=False))
+    assert told in cell.remarks
+
+
 def test_an_unknown_protocol_is_marked() -> None:
     (cell,) = cells(result(protocol="somebodys-own@3", dtype="bfloat16"))
     assert cell.standing == "a protocol that this version of tinyzoo does not know"
