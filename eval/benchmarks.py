@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
+from eval.probe_protocols import PROBE_PROTOCOLS
 from eval.protocols import PROTOCOLS
 
 
@@ -25,8 +26,10 @@ class Benchmark:
 @cache
 def benchmarks() -> Mapping[str, Benchmark]:
     """All of them, by name and version."""
-    found = {p.id: Benchmark(id=p.id, about=p.about, digest=p.digest) for p in PROTOCOLS.values()}
-    return MappingProxyType(found)
+    known = [*PROTOCOLS.values(), *PROBE_PROTOCOLS.values()]
+    return MappingProxyType(
+        {p.id: Benchmark(id=p.id, about=p.about, digest=p.digest) for p in known}
+    )
 
 
 def newest(name: str) -> Benchmark | None:

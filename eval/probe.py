@@ -1,28 +1,26 @@
-"""Frozen features and the weighted nearest-neighbour classifier.
+"""Frozen features in memory and quick probes of them: for the demo, for small sets.
 
-B images · N tokens · D width · M training samples · C classes
+What ``zoo eval`` scores goes through ``eval/probes.py``, which keeps features on disk.
+
+M training samples · Q queries · D width · C classes
 """
 
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from eval.backbone import Pooling, of_tokens, of_vit, require_pooling
+from eval.images import images_of
+from eval.nearest import BANK_BLOCK, nearest, vote
 from pretrain.index import ImageIndex
 from pretrain.teachers.frozen import FrozenTokens
-from zoo.errors import DataError, UsageError, ZooError
+from zoo.errors import UsageError
 from zoo.folder import Model
-from zoo.images import Preprocess, normalise, read_image
-from zoo.tokens import block_tokens
-
-Pooling = Literal["cls", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,60 +35,6 @@ class KNN:
     """Class token, or mean of the patch tokens, after the final norm."""
 
 
-class EvalImages(Dataset):
-    """Every image of an index once, by the card's evaluation transform.
-
-    An unreadable image is an answer of its own, never replaced by another.
-    """
-
-    def __init__(self, index: ImageIndex, preprocess: Preprocess) -> None:
-        self.index, self.preprocess = index, preprocess
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, i: int) -> Tensor | ZooError:
-        try:
-            return self.preprocess.eval_crop(read_image(self.index.path(i)))
-        except DataError as error:
-            return error
-
-
-def _stack(samples: list[Tensor | ZooError]) -> tuple[Tensor | None, list[ZooError]]:
-    bad = [sample for sample in samples if isinstance(sample, ZooError)]
-    good = [sample for sample in samples if isinstance(sample, Tensor)]
-    return (None if bad else torch.stack(good)), bad
-
-
-def images_of(
-    index: ImageIndex, preprocess: Preprocess, *, batch: int = 64, workers: int = 0
-) -> Iterator[Tensor]:
-    """Batches (B, 3, S, S) uint8 of all images, in the index's order.
-
-    Raises DataError with the list of images that cannot be read.
-    """
-    bad: list[ZooError] = []
-    loader = DataLoader(
-        EvalImages(index, preprocess),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=_stack,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-    for images, problems in loader:
-        bad += problems
-        if images is not None and not bad:
-            yield images
-    if bad:
-        listed = "; ".join(f"{error.where}: {error.what}" for error in bad[:10])
-        raise DataError(
-            f"{len(bad)} of {len(index)} images cannot be read",
-            where=listed + ("; …" if len(bad) > 10 else ""),
-            fix="repair them: an evaluation never skips or replaces an image",
-        )
-
-
-@torch.inference_mode()
 def extract(
     network: Model | FrozenTokens,
     index: ImageIndex,
@@ -106,35 +50,14 @@ def extract(
     tokens is read as their mean.  Raises DataError with the list of images that cannot be read,
     UsageError for a class token where there is none.
     """
-    network_tokens = _tokens_of(network, pooling, device)
-    parts = []
-    for images in images_of(index, network.preprocess, batch=batch, workers=workers):
-        tokens = network_tokens(images.to(device) / 255)
-        pooled = tokens[:, 0] if pooling == "cls" else tokens.mean(1)
-        parts.append(pooled.float().cpu())
-    return torch.cat(parts)
-
-
-def _tokens_of(
-    network: Model | FrozenTokens, pooling: Pooling, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """From images (B, 3, S, S) in [0, 1] to (B, N, D): the class token, or all spatial tokens."""
-    if isinstance(network, FrozenTokens):
-        if pooling == "cls":
-            raise UsageError(
-                "a network of spatial tokens has no class token",
-                where="pooling cls",
-                fix="repeat with --pooling mean",
-            )
-        return network.to(device).float()
-    vit = network.vit.to(device).eval().float()
-
-    def read(images01: Tensor) -> Tensor:
-        inputs = normalise(images01, network.preprocess.mean, network.preprocess.std)
-        tokens = block_tokens(vit, inputs, network.last_trained_block)
-        return tokens[:, :1] if pooling == "cls" else tokens[:, 1:]
-
-    return read
+    backbone = (
+        of_tokens(network, device=device)
+        if isinstance(network, FrozenTokens)
+        else of_vit(network, device=device)
+    )
+    require_pooling(backbone, pooling)
+    batches = images_of(index, backbone.preprocess, batch=batch, workers=workers)
+    return torch.cat([backbone.pool(images.to(device) / 255, pooling).cpu() for images in batches])
 
 
 def knn_predict(
@@ -145,22 +68,25 @@ def knn_predict(
     train: (M, D) features with labels (M,).  queries: (Q, D).  Raises UsageError where there are
     fewer training samples than neighbours.
     """
-    if knn.neighbours > len(train):
+    require_neighbours(knn.neighbours, len(train))
+    similarity, places = nearest(train.split(BANK_BLOCK), queries, knn.neighbours, block=chunk)
+    return vote(
+        similarity,
+        labels[places.cpu()],
+        neighbours=knn.neighbours,
+        temperature=knn.temperature,
+        classes=classes,
+    )[:, 0]
+
+
+def require_neighbours(neighbours: int, samples: int) -> None:
+    """Raise UsageError for fewer training images than neighbours."""
+    if neighbours > samples:
         raise UsageError(
-            f"{knn.neighbours} neighbours of {len(train)} training images",
+            f"{neighbours} neighbours of {samples} training images",
             where="knn",
             fix="give more training images",
         )
-    bank = F.normalize(train.float(), dim=1)
-    predictions = []
-    for part in queries.float().split(chunk):
-        similarity, nearest = (F.normalize(part, dim=1) @ bank.T).topk(knn.neighbours, dim=1)
-        # fp32: exp(1 / 0.07) overflows half precision.
-        weights = (similarity / knn.temperature).exp()
-        votes = torch.zeros(len(part), classes, device=part.device)
-        votes.scatter_add_(1, labels.to(nearest.device)[nearest], weights)
-        predictions.append(votes.argmax(1))
-    return torch.cat(predictions)
 
 
 def ridge_predict(

@@ -75,12 +75,11 @@ def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    for name, parameter in _named_parameters(optimizer):
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            if f"{name}.{key}" in tensors:
-                optimizer.state[parameter][key] = tensors[f"{name}.{key}"].to(
-                    parameter.device, copy=True
-                )
+    parameters = dict(_named_parameters(optimizer))
+    for place, tensor in tensors.items():
+        name, _, key = place.rpartition(".")  # no optimizer has a dot in its keys
+        parameter = parameters[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)
 
 
 def save_checkpoint(folder: Path, state: TrainState, *, keep: int) -> Path:

@@ -50,15 +50,19 @@ class RandomCrop:
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 to (3, S, S) uint8."""
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        # The same distribution as torchvision's draw, whose tensor arithmetic costs 5 % of it all.
-        y, x, h, w = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
+        y, x, h, w = self.box(pixels)
         if h == 0 or w == 0:  # rounded away: an image a pixel or two wide is taken whole
             y, x, h, w = 0, 0, *pixels.shape[:2]
         # Copied out first: torch resizes a strided view a third slower, to the same bits.
         crop = torch.from_numpy(pixels[y : y + h, x : x + w].copy()).permute(2, 0, 1)
         size = [self.image_size, self.image_size]
         return F.resize(crop, size, InterpolationMode.BICUBIC, antialias=True)
+
+    def box(self, pixels: np.ndarray) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the crop, in pixels of the file."""
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        # The same distribution as torchvision's draw, whose tensor arithmetic costs 5 % of it all.
+        return RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -64,6 +64,15 @@ class World:
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value``, by rank, on every rank.  Anything that pickles."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        with lost_rank(self):
+            dist.all_gather_object(found, value, group=self.control)
+        return found
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """In-place sum over ranks, on the tensor's own device, without a host sync on CUDA."""
         if self.size > 1:

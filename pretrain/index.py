@@ -26,6 +26,7 @@ from safetensors.numpy import save
 
 from zoo.errors import DataError, DiskError
 from zoo.files import atomic_write
+from zoo.images import read_image
 
 # ruff: noqa: PTH116, PTH118
 # pathlib does not take bytes, and as bytes every name is valid.
@@ -87,6 +88,10 @@ class ImageIndex:
         name = self.names[i]
         folder = self.folders[int(self.folder_ids[i])]
         return self.root / os.fsdecode(os.path.join(folder, name))
+
+    def read(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of image ``i``.  Raises DataError, IndexError."""
+        return read_image(self.path(i))
 
     @property
     def classes(self) -> list[str]:

@@ -1,7 +1,9 @@
 """From a recipe to a model folder: set up, resume, train, export."""
 
+import contextlib
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,15 +38,28 @@ def pretrain(recipe: Recipe, out: Path, *, reindex: bool = False, device: str = 
 
     reindex: walk the whole data set again.  Raises any ZooError; its code is the exit code.
     """
-    run = RunFolder(out)
     with start_world(device) as world:
-        if not world.is_main:
-            return _run(recipe, run, world, reindex=False)
-        with run.hold():
-            return _run(recipe, run, world, reindex=reindex)
+        run_recipe(recipe, out, world, finish=_export, reindex=reindex)
+    return RunFolder(out).export
 
 
-def _run(recipe: Recipe, run: RunFolder, world: World, *, reindex: bool) -> Path:
+Finish = Callable[[Recipe, RunFolder, ImageIndex, Objective, TrainState], None]
+"""What rank 0 does with a run that has come to its end."""
+
+
+def run_recipe(
+    recipe: Recipe, out: Path, world: World, *, finish: Finish, reindex: bool = False
+) -> None:
+    """Run a recipe in a world that is there already, on each of its ranks.
+
+    reindex, errors: as in ``pretrain``.
+    """
+    run = RunFolder(out)
+    with run.hold() if world.is_main else contextlib.nullcontext():
+        _run(recipe, run, world, finish, reindex=reindex and world.is_main)
+
+
+def _run(recipe: Recipe, run: RunFolder, world: World, finish: Finish, *, reindex: bool) -> None:
     with run.report_exit(world) as progress:
         if world.is_main:
             run.admit(recipe)
@@ -61,9 +76,8 @@ def _run(recipe: Recipe, run: RunFolder, world: World, *, reindex: bool) -> Path
                 job.batches.close()
                 job.log.close()
         if world.is_main:
-            _export(recipe, run, index, objective, state)
+            finish(recipe, run, index, objective, state)
         world.barrier()
-    return run.export
 
 
 def _open_data(recipe: Recipe, world: World, reindex: bool) -> ImageIndex:

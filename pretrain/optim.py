@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pretrain.lars import Lars
 from pretrain.objective import Objective, ParamGroup
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -19,12 +20,14 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optim:
-    """AdamW with linear warm-up and half-cosine decay, both per step."""
+    """AdamW, or LARS, with linear warm-up and half-cosine decay, both per step."""
 
+    algorithm: Literal["adamw", "lars"] = "adamw"
     lr_per_256: NotNegative = 1.5e-4
     """The papers' base lr: the peak is this times global_batch / 256."""
     min_lr: NotNegative = 0.0
     betas: tuple[Rate, Rate] = (0.9, 0.95)
+    """AdamW's; the first is the momentum of LARS."""
     weight_decay: NotNegative = 0.05
     clip_norm: Positive | None = None
     """Largest gradient norm; null for no clipping."""
@@ -57,26 +60,25 @@ def decay_matrices(
     return [group for group in groups if group.names]
 
 
-def build_optimizer(objective: Objective, optim: Optim) -> torch.optim.AdamW:
-    """Fused AdamW over the objective's own groups; every trained parameter once."""
+def build_optimizer(objective: Objective, optim: Optim) -> torch.optim.Optimizer:
+    """Fused AdamW, or LARS, over the objective's own groups; every trained parameter once."""
     assert isinstance(objective, nn.Module)
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     groups = list(objective.param_groups(optim.weight_decay))
     grouped = [name for group in groups for name in group.names]
     assert sorted(grouped) == sorted(named), "param_groups() must name every parameter once"
-    return torch.optim.AdamW(
-        [
-            {
-                "params": [named[name] for name in group.names],
-                "names": list(group.names),
-                "lr_scale": group.lr_scale,
-                "weight_decay": group.weight_decay,
-            }
-            for group in groups
-        ],
-        betas=optim.betas,
-        fused=True,
-    )
+    arguments = [
+        {
+            "params": [named[name] for name in group.names],
+            "names": list(group.names),
+            "lr_scale": group.lr_scale,
+            "weight_decay": group.weight_decay,
+        }
+        for group in groups
+    ]
+    if optim.algorithm == "lars":
+        return Lars(arguments, momentum=optim.betas[0])
+    return torch.optim.AdamW(arguments, betas=optim.betas, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

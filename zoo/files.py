@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -167,20 +168,31 @@ def sync_file(path: Path) -> None:
 sync_folder = sync_file  # on POSIX a folder is synced through a descriptor of its own
 
 
-def sweep(folder: Path, name: str = "") -> None:
+def sweep(folder: Path, name: str = "", *, older_seconds: float = 0) -> None:
     """Remove the temporaries of writers that are dead (a kill -9 leaves its own behind).
 
     name: only those of the file or folder of this name, where strangers' things lie beside it.
+    older_seconds: only those that were last written so long ago, where other machines write too.
     """
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
         match = _TEMP.match(entry.name)
         if match and name in {"", match[2]} and not process_alive(int(match[1])):
+            if older_seconds and _age(entry) < older_seconds:
+                continue
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was written; none for what is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 def process_alive(pid: int) -> bool:
