@@ -199,7 +199,8 @@ def _keep_whole(paths: list[Path], number: int, shape: tuple[int, int], dtype: s
 
 
 def _name(number: int, data: bytes) -> str:
-    return f"{number:06}-{zlib.crc32(data):08x}.npy"
+    # The number is part of it: a shard in another's place is a damaged one.
+    return f"{number:06}-{zlib.crc32(data, number):08x}.npy"
 
 
 def _unpack(data: bytes) -> tuple[tuple[int, ...], type]:

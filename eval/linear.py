@@ -173,7 +173,9 @@ def linear_recipe(
         warmup_epochs=rules.warmup_epochs,
         global_batch=batch,
         rank_batch=min(rules.norm_batch, batch // world.size),
-        optim=Optim(algorithm="lars", lr_per_256=rules.lr_per_256, weight_decay=rules.weight_decay),
+        optim=Optim(
+            algorithm="lars", lr_per_256=rules.lr * 256 / batch, weight_decay=rules.weight_decay
+        ),
         seed=rules.seed,
         precision="fp32",
         compile=False,

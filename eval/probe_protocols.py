@@ -77,7 +77,10 @@ class LinearRules(Rules):
     warmup_epochs: int = 10
     schedule: str = "linear from 0, half a cosine to 0, per step; the last step is scored"
     optimizer: str = "LARS: momentum 0.9, trust 0.001; the bias at the plain rate"
-    lr_per_256: float = 0.1
+    lr: float = 6.4
+    """At the peak: 0.1 x 16,384 / 256.  At smaller batches too: the steps are then as many, and a
+    step of LARS is a share of the weights' norm.  Scaled with the batch, few images teach nothing.
+    """
     weight_decay: float = 0.0
     most_batch: int = 16_384
     batch_rule: str = "the largest power of two <= images / 64; at least 32, at most most_batch"
@@ -95,9 +98,10 @@ class LinearRules(Rules):
 class SweepRules(Rules):
     """Many heads on one pass of kept features, in the manner of DINOv2 (Oquab et al. 2023)."""
 
-    lrs_per_256: tuple[float, ...] = (
-        *(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1),
+    lrs: tuple[float, ...] = (
+        *(4e-5, 8e-5, 2e-4, 4e-4, 8e-4, 2e-3, 4e-3, 8e-3, 2e-2, 4e-2, 8e-2, 2e-1, 4e-1),
     )
+    """At the start: DINOv2's 1e-5 … 0.1, times 1024 / 256.  At smaller batches the same."""
     poolings: tuple[str, ...] = ("cls", "mean", "cls+mean")
     """Those that the network has; cls+mean side by side."""
     optimizer: str = "SGD: momentum 0.9, weight decay 0"

@@ -31,7 +31,7 @@ class HeadPlan:
     """One head."""
 
     pooling: Pooled
-    lr_per_256: float
+    lr: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,9 +108,9 @@ def plans_of(rules: SweepRules, holds: Pooled) -> list[HeadPlan]:
     parts = set(holds.split("+"))
     poolings = [p for p in rules.poolings if set(p.split("+")) <= parts]
     return [
-        HeadPlan(pooling=pooling, lr_per_256=lr)  # type: ignore[arg-type]  # of the rules
+        HeadPlan(pooling=pooling, lr=lr)  # type: ignore[arg-type]  # of the rules
         for pooling in poolings
-        for lr in rules.lrs_per_256
+        for lr in rules.lrs
     ]
 
 
@@ -147,8 +147,7 @@ def train_heads(
     A loss times a constant moves its head as a learning rate times that constant does: so one
     optimizer serves all learning rates.
     """
-    peaks = [plan.lr_per_256 * schedule.batch / 256 for plan in heads.plans]
-    scale = torch.tensor(peaks, device=device)
+    scale = torch.tensor([plan.lr for plan in heads.plans], device=device)
     optimizer = torch.optim.SGD(heads.to(device).parameters(), lr=1.0, momentum=0.9)
     step, batches = 0, schedule.batches(places)
     with full_precision(device):
@@ -200,7 +199,7 @@ def run_sweep(
     plans = plans_of(rules, holds)
     fit, choose = hold_out(len(train), rules.seed)
     schedule = schedule_of(rules, len(fit))
-    mine = [p for p in plans if rules.lrs_per_256.index(p.lr_per_256) % world.size == world.rank]
+    mine = [p for p in plans if rules.lrs.index(p.lr) % world.size == world.rank]
     scores: list[HeadScore] = []
     if mine:
         heads = Heads(mine, train.width, classes, holds=holds, seed=rules.seed)
@@ -242,16 +241,19 @@ def details_of(scores: Sequence[HeadScore], *, held_out: int, val: int) -> dict[
     def row(score: HeadScore) -> dict[str, Any]:
         return {
             "pooling": score.plan.pooling,
-            "lr_per_256": score.plan.lr_per_256,
+            "lr": score.plan.lr,
             "held-out top-1": 100 * score.held_out / held_out,
             "val top-1": 100 * score.val / val,
             "finite": score.finite,
         }
 
     chosen, flattered = choose_head(scores), choose_head(scores, by_val=True)
+    rates = [score.plan.lr for score in scores]
     return {
         "top-5": 100 * chosen.val_top5 / val,
         "chosen on held-out training images": row(chosen),
         "chosen on the validation images, as papers do": row(flattered),
+        "best at the least or the greatest learning rate": chosen.plan.lr
+        in (min(rates), max(rates)),
         "heads": [row(score) for score in scores],
     }
