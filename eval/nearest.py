@@ -38,10 +38,24 @@ def nearest(
             columns = F.normalize(samples.float(), dim=1).T
             places = torch.arange(start, start + len(samples), device=columns.device)
             for number, part in enumerate(parts):
-                keys = torch.cat([best[number], _keys(part @ columns, places)], dim=1)
-                best[number] = keys.topk(min(neighbours, keys.shape[1]), dim=1).values
+                best[number] = _merge(best[number], part @ columns, places, neighbours)
             start += len(samples)
-    return _similarity(torch.cat(best)), _LOW - (torch.cat(best) & _LOW)
+    found = torch.cat(best)
+    return _similarity(found), _LOW - (found & _LOW)
+
+
+def _merge(best: Tensor, similarity: Tensor, places: Tensor, neighbours: int) -> Tensor:
+    """The keys of the best so far (q, up to K) and of later samples (q, m), best first."""
+    columns = places.expand_as(similarity)
+    if best.shape[1] == neighbours:
+        # Only what is nearer than the last of the best can enter: an equal one comes too late.
+        # Most blocks have little of that, and whole numbers sort slowly.
+        entering = int((similarity > _similarity(best[:, -1:])).sum(1).max())
+        if entering < neighbours:
+            similarity, columns = similarity.topk(min(entering, similarity.shape[1]), dim=1)
+            columns = places[columns]
+    keys = torch.cat([best, _keys(similarity, columns)], dim=1)
+    return keys.topk(min(neighbours, keys.shape[1]), dim=1).values
 
 
 def _keys(similarity: Tensor, places: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from zoo.images import Preprocess
 PROBES: tuple[str, ...] = tuple(rules.name for rules in PROBE_PROTOCOLS.values())
 """The names of the protocols of frozen features."""
 
-QUERIES_TOGETHER = 64
+QUERIES_TOGETHER = 16
 """Blocks of queries for which the bank is read once."""
 _PATIENCE_SECONDS = 3600
 """How long a rank waits for another, which may have a slower disk."""

@@ -186,7 +186,7 @@ def test_what_a_killed_writer_left_goes_once_it_is_old(
     old, young = (folder / f".tmp-{dead.pid}-{name}.npy" for name in ("old", "young"))
     for path in (old, young):
         path.write_bytes(b"half")
-    os.utime(old, (time.time() - 3600,) * 2)
+    os.utime(old, (time.time() - 3600, time.time() - 3600))
     keep(backbone, index, tmp_path)
     assert not old.exists()
     assert young.exists()  # its writer may live on another machine

@@ -122,6 +122,7 @@ def test_a_killed_extraction_continues_to_the_same_bytes(model: Path, tmp_path: 
     expected = shards(whole)
     assert len(expected) == 30 + 3
     kills, before = 0, 0
+    times: dict[Path, int] = {}
     while kills < 3:
         started = Run(words(model, "knn", data, killed), prepare=small_pieces(4))
         while started.running and len(shards(killed)) <= before:
