@@ -26,7 +26,7 @@ _SHOWN = 10
 
 
 class Images(Protocol):
-    """What can be read by number; ``EvalSet`` can."""
+    """What can be read by number: an ``ImageIndex``, or an ``EvalSet``."""
 
     def __len__(self) -> int: ...
 
@@ -81,6 +81,27 @@ def crops_of(
             where=listed + ("; …" if len(bad) > _SHOWN else ""),
             fix="repair them: an evaluation never skips or replaces an image",
         )
+
+
+def images_of(
+    images: Images,
+    preprocess: Preprocess,
+    *,
+    batch: int = 64,
+    workers: int = 0,
+    ranges: Sequence[range] | None = None,
+) -> Iterator[Tensor]:
+    """Batches (B, 3, S, S) uint8 of all images in their order, by one transform.
+
+    ranges: only these images; no batch reaches over the end of one.  Raises as ``crops_of`` does.
+    """
+    batches = [
+        np.array(part[start : start + batch])
+        for part in ([range(len(images))] if ranges is None else ranges)
+        for start in range(0, len(part), batch)
+    ]
+    for (crops,) in crops_of(images, batches, [preprocess], workers=workers):
+        yield crops
 
 
 def _answers(

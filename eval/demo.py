@@ -16,10 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.crops import images_of
 from eval.demo_page import CONVNET, IMG2VEC, MAE_TEACHER, TINYMIM, Score, Story, write_page
 from eval.diversity import Diversity, measure
-from eval.probe import KNN, accuracy, extract, images_of, knn_predict, ridge_predict
-from eval.probes import labels_of, open_split
+from eval.probe import (
+    KNN,
+    accuracy,
+    extract,
+    knn_predict,
+    labels_of,
+    open_split,
+    ridge_predict,
+)
 from eval.shapes import draw_dataset
 from pretrain.index import ImageIndex, open_index
 from pretrain.launch import pretrain

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.probe import images_of
+from eval.crops import images_of
 from pretrain.index import ImageIndex, PackedNames
 from pretrain.masked import CellMask, patch_order, patches_of_cells
 from pretrain.teachers.frozen import FrozenTokens

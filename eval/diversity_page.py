@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from eval.crops import images_of
 from eval.diversity import Diversity, Estimate, device_of, require_pairs, spread, unit_tokens
-from eval.probe import images_of
 from eval.report import Page, Relation, Scale, Table, bars, relation_maps, save_png
 from pretrain.index import ImageIndex
 from pretrain.teachers.frozen import FrozenTokens

@@ -23,7 +23,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor
 
 from eval.backbone import Backbone, Pooled
-from eval.images import Images, images_of
+from eval.crops import Images, images_of
 from pretrain.distributed import World
 from zoo.errors import DataError, IntegrityError
 from zoo.files import atomic_json, atomic_write, require_space, sweep

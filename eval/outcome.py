@@ -21,15 +21,20 @@ from eval.layouts.expected import OWN
 from eval.layouts.listing import val_numbers
 from eval.results import Result
 from eval.scoring import Predictions, summarise
+from eval.transforms import CARD
 from pretrain.launch import code_version, environment
 
 OF_PARTS = "mean-error-of-some-parts"
 """Where not all of ImageNet-C's 75 parts are there: neither of its two scores exists."""
 
 
-def result_of(scored: Scored, images: EvalSet, *, dtype: str, ranks: int) -> Result:
-    """The result of one model by one protocol.  Raises DataError where no image has a label."""
+def result_of(scored: Scored, images: EvalSet, *, transform: str, dtype: str, ranks: int) -> Result:
+    """The result of one model by one protocol.  transform: as asked for, by its family's name.
+
+    Raises DataError where no image has a label.
+    """
     protocol = scored.protocol
+    as_it_stands = transform == CARD or protocol.transform == "whole"
     if protocol.parts:
         metric, value, error, details = _corrupted(scored.predictions, images)
         count = len(scored.predictions)
@@ -48,7 +53,7 @@ def result_of(scored: Scored, images: EvalSet, *, dtype: str, ranks: int) -> Res
         standard_error=error,
         samples=count,
         transform=asdict(scored.preprocess),
-        settings={},
+        settings={} if as_it_stands else {"transform": transform},
         data=images.listing.place.name if images.benchmark == OWN else images.name,
         data_fingerprint=images.fingerprint,
         complete=images.complete,

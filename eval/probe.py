@@ -6,6 +6,7 @@ M training samples · Q queries · D width · C classes
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -15,11 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from eval.backbone import Pooling, of_tokens, of_vit, require_pooling
-from eval.images import images_of
+from eval.crops import images_of
 from eval.nearest import BANK_BLOCK, nearest, vote
-from pretrain.index import ImageIndex
+from pretrain.index import ImageIndex, open_index
 from pretrain.teachers.frozen import FrozenTokens
-from zoo.errors import UsageError
+from zoo.errors import DataError, UsageError
 from zoo.folder import Model
 
 
@@ -108,3 +109,31 @@ def accuracy(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
     """Top-1 in percent and its standard error, exact over all samples."""
     share = (predictions.cpu() == labels.cpu()).double().mean().item()
     return 100 * share, 100 * float(np.sqrt(share * (1 - share) / len(labels)))
+
+
+def open_split(data: Path) -> tuple[ImageIndex, ImageIndex]:
+    """``train/`` and ``val/`` with the same class folders.  Raises DataError."""
+    for name in ("train", "val"):
+        if not (data / name).is_dir():
+            raise DataError(
+                f"there is no {name}/ folder",
+                where=str(data),
+                fix="give a folder that holds train/<class>/ and val/<class>/",
+            )
+    train, val = open_index(data / "train"), open_index(data / "val")
+    if not train.classes or train.classes != val.classes:
+        only = sorted(set(train.classes) ^ set(val.classes))
+        raise DataError(
+            "train/ and val/ do not hold the same class folders"
+            if train.classes
+            else "the images lie in no class folders",
+            where=f"{data}: " + (f"only in one of them: {', '.join(only[:10])}" if only else ""),
+            fix="give a folder that holds train/<class>/ and val/<class>/",
+        )
+    return train, val
+
+
+def labels_of(index: ImageIndex) -> torch.Tensor:
+    """(N,) int64 labels of an index that ``open_split`` gave."""
+    assert index.labels is not None
+    return torch.from_numpy(index.labels).long()

@@ -28,9 +28,11 @@ from eval.probe_protocols import (
 )
 from eval.results import Result
 from eval.sweep import choose_head, details_of, hold_out, run_sweep
+from eval.transforms import CARD, of_family
 from pretrain.distributed import World, start_world
 from pretrain.launch import code_version, environment
-from zoo.images import Preprocess
+from zoo.folder import read_preprocess
+from zoo.hub import locate
 
 PROBES: tuple[str, ...] = tuple(rules.name for rules in PROBE_PROTOCOLS.values())
 """The names of the protocols of frozen features."""
@@ -90,7 +92,7 @@ def evaluate_probe(
     *,
     pooling: str = "cls",
     partial: bool = False,
-    transform: Preprocess | None = None,
+    transform: str = CARD,
     workers: int = 2,
     device: str = "auto",
     dtype: str = "float32",
@@ -101,17 +103,20 @@ def evaluate_probe(
 
     Under torchrun the ranks share the work, and each returns the whole result.
 
-    benchmark: one of ``PROBES``.  pooling: ``cls`` or ``mean``; the sweep tries all.  transform: in
-    place of the card's own.  dtype: of the network's forward pass and of the features that are
-    kept.  cache: where features and half-trained heads are kept; the user's cache folder if None.
-    out: folder of the result file.
+    benchmark: one of ``PROBES``.  pooling: ``cls`` or ``mean``; the sweep tries all.  transform:
+    ``card``, or a family of ``eval.transforms``.  dtype: of the network's forward pass and of the
+    features that are kept.  cache: where features and half-trained heads are kept; the user's cache
+    folder if None.  out: folder of the result file.
 
     Raises UsageError, DataError, IntegrityError, DiskError, and what a run raises.
     """
     rules = find_probe(benchmark)
     started = time.perf_counter()
     with start_world(device, timeout_seconds=_PATIENCE_SECONDS) as world:
-        backbone = open_backbone(model, device=world.device, transform=transform, dtype=dtype)
+        other = None
+        if transform != CARD:
+            other = of_family(read_preprocess(locate(model)), transform)
+        backbone = open_backbone(model, device=world.device, transform=other, dtype=dtype)
         sweeps = isinstance(rules, SweepRules)
         job = _Job(
             source=model,
@@ -123,6 +128,8 @@ def evaluate_probe(
             world=world,
         )
         score = _score(rules, job)
+        if transform != CARD:
+            score.settings["transform"] = transform
         result = _result(rules, job, score, seconds=time.perf_counter() - started)
         if out is not None and world.is_main:
             result.save(out)

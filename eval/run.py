@@ -46,8 +46,8 @@ class Options:
     dtype: str = "float32"
     partial: bool = False
     """Take an incomplete set; the result says so."""
-    pooling: str | None = None
-    """Of a probe: ``cls`` or ``mean``; its own default where not given."""
+    pooling: str = "cls"
+    """Of a probe: ``cls`` or ``mean``."""
     batch: int | None = None
     """Images at once; by the device where not given."""
     workers: int = 2
@@ -257,7 +257,7 @@ def _score_all(
 
 def _write(found: Scored, images: EvalSet, options: Options, ranks: int) -> Result:
     """Write the predictions, then the result that names their file.  Raises DiskError."""
-    result = result_of(found, images, dtype=options.dtype, ranks=ranks)
+    result = result_of(found, images, transform=options.transform, dtype=options.dtype, ranks=ranks)
     file = f"{result.stem}.parquet"
     names = [images.where(i) for i in found.predictions.samples.tolist()]
     classes = found.model.labels if found.protocol.subset == "own" else ()

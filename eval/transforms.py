@@ -47,12 +47,16 @@ def resolve(own: Preprocess, protocol: Protocol, override: str = CARD) -> Prepro
     override: ``card``, or the name of a family.  A protocol that fixes its transform (ImageNet-C,
     whose files are cropped already) keeps it.  Raises UsageError for an unknown family.
     """
-    if override != CARD and override not in FAMILIES:
+    found = of_family(own, override)
+    return _whole(own) if protocol.transform == "whole" else found
+
+
+def of_family(own: Preprocess, family: str) -> Preprocess:
+    """A model's own transform, or what a family makes of it.  Raises UsageError."""
+    if family != CARD and family not in FAMILIES:
         raise UsageError(
-            f"no transform is called {override!r}",
+            f"no transform is called {family!r}",
             where="--transform",
             fix=f"choose one of: {', '.join([CARD, *FAMILIES])}",
         )
-    if protocol.transform == "whole":
-        return _whole(own)
-    return own if override == CARD else FAMILIES[override](own)
+    return own if family == CARD else FAMILIES[family](own)

@@ -15,6 +15,7 @@ from models import make_convnet, make_model
 from torch import Tensor, nn
 
 import eval.diversity as module
+from eval.crops import images_of
 from eval.diversity import (
     ESTIMATES,
     common_cell,
@@ -27,7 +28,6 @@ from eval.diversity import (
     token_similarity,
 )
 from eval.diversity_page import QUERIES, heat_maps, sample_images, similarity_maps
-from eval.probe import images_of
 from pretrain.index import ImageIndex, open_index
 from pretrain.teachers.frozen import FrozenTokens
 from pretrain.teachers.pixels import pixel_tokens

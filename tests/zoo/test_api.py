@@ -14,7 +14,8 @@ from models import make_convnet
 from PIL import Image
 
 import zoo
-from eval.probe import extract, images_of
+from eval.crops import images_of
+from eval.probe import extract
 from pretrain.index import ImageIndex, open_index
 from pretrain.teachers.convnet import convnet_tokens
 from zoo.card import Card
