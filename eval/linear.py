@@ -26,7 +26,7 @@ from pretrain.checkpoint import TrainState
 from pretrain.data import Data, RandomCrop
 from pretrain.distributed import World
 from pretrain.index import ImageIndex
-from pretrain.launch import run_recipe
+from pretrain.launch import Sources, run_recipe
 from pretrain.loop import Training
 from pretrain.objective import Batch, Export, Objective, ParamGroup
 from pretrain.optim import Optim, decay_matrices
@@ -212,7 +212,7 @@ def train_head(recipe: Recipe, index: ImageIndex, cache: Path, world: World) -> 
 
 
 def _keep_head(
-    recipe: Recipe, run: RunFolder, index: ImageIndex, objective: Objective, state: TrainState
+    recipe: Recipe, run: RunFolder, data: Sources, objective: Objective, state: TrainState
 ) -> None:
     weights = {
         name: t.detach().cpu().contiguous() for name, t in objective.export().weights.items()

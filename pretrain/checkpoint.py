@@ -1,8 +1,8 @@
 """The run folder's checkpoints: written whole, verified on reading, newest valid one first.
 
-``checkpoints/step-N/``: model, optimizer and average as safetensors, ``state.json`` and a
-``manifest.json`` with the digest of each.  Safetensors do not notice a flipped bit; the manifest
-does.
+``checkpoints/step-N/``: model, optimizer, average and best weights as safetensors, ``state.json``
+and a ``manifest.json`` with the digest of each.  Safetensors do not notice a flipped bit; the
+manifest does.
 """
 
 import json
@@ -33,6 +33,8 @@ class TrainState:
     objective: nn.Module
     optimizer: Optimizer
     average: WeightAverage | None
+    best: dict[str, Tensor] | None = None
+    """On rank 0, what would have been exported after the best epoch so far."""
     step: int = 0
     """Optimizer steps taken."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +48,15 @@ class TrainState:
         }
         if self.average:
             files["average"] = self.average.averages
+        if self.best:
+            files["best"] = self.best
         return files
+
+    def exported(self) -> dict[str, Tensor]:
+        """The objective's state as it would be exported now; a copy, on the CPU."""
+        averages = self.average.averages if self.average else {}
+        now = {**self.objective.state_dict(), **averages}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.items()}
 
     def load(self, files: Mapping[str, Mapping[str, Tensor]], step: int, notes: dict) -> None:
         """Take over what ``tensors()`` gave, in place."""
@@ -55,6 +65,7 @@ class TrainState:
         if self.average:
             for name, tensor in self.average.averages.items():
                 tensor.copy_(files["average"][name])
+        self.best = dict(files["best"]) if "best" in files else None
         self.step, self.notes = step, notes
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from pretrain.augment import Augment
 from pretrain.index import ImageIndex, open_index
 from pretrain.objective import Batch
 from pretrain.optim import Positive
@@ -75,6 +76,10 @@ class Data:
     """Smallest and largest share of the image's area."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Smallest and largest width over height."""
+    augment: Augment | None = None
+    """What else happens to a sample on the host; null where the method does all of it."""
+    validation: str | None = None
+    """Images with the same classes that are not trained on, written as ``source`` is."""
     workers: Count = field(default=4, metadata={"runtime": True})
     """Processes that decode, on each rank; 0 decodes in the training process."""
     max_bad: Count = field(default=100, metadata={"runtime": True})
@@ -90,6 +95,12 @@ class Data:
                     where=f"data.{name}",
                     fix="write the smaller number first",
                 )
+
+    def transform(self, image_size: int) -> Transform:
+        """The sample transform.  ``image_size`` in pixels.  Raises UsageError."""
+        if self.augment is None:
+            return self.crop(image_size)
+        return self.augment.transform(image_size, scale=self.crop_scale, ratio=self.crop_ratio)
 
     def crop(self, image_size: int) -> RandomCrop:
         """The sample transform of a recipe that brings none.  ``image_size`` in pixels."""
@@ -112,6 +123,26 @@ def open_source(source: str, *, reindex: bool = False) -> ImageIndex:
             fix="write " + " or ".join(f"{name}:PATH" for name in _SCHEMES),
         )
     return _SCHEMES[scheme](Path(rest), reindex=reindex)
+
+
+def require_same_classes(train: ImageIndex, heldout: ImageIndex) -> None:
+    """Raise DataError unless both hold two class folders or more, and the same ones.
+
+    A class that only one of them has would shift the numbers of all that follow it.
+    """
+    if train.classes == heldout.classes and len(train.classes) >= 2:
+        return
+    shared = f"{train.root} and {heldout.root}"
+    if not train.classes or not heldout.classes:
+        what, where = "the images lie in no class folders", shared
+    elif train.classes != heldout.classes:
+        only = sorted(set(train.classes) ^ set(heldout.classes))
+        what = "training and validation images do not have the same class folders"
+        where = f"{shared}: only in one of them: {', '.join(only[:10])}"
+        where += f" and {len(only) - 10} more" * (len(only) > 10)
+    else:
+        what, where = f"there is one class only: {train.classes[0]}", shared
+    raise DataError(what, where=where, fix="give folders that hold the same <class>/ folders")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,11 +4,12 @@ import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.checkpoint import (
     TrainState,
@@ -17,20 +18,28 @@ from pretrain.checkpoint import (
     read_notes,
     save_checkpoint,
 )
-from pretrain.data import open_source
+from pretrain.data import open_source, require_same_classes
 from pretrain.distributed import World, start_world
 from pretrain.index import ImageIndex
 from pretrain.loader import Loader
 from pretrain.log import RunLog
 from pretrain.loop import Job, train
-from pretrain.objective import Objective
+from pretrain.objective import Heldout, Objective, Validated
 from pretrain.optim import WeightAverage, build_optimizer
 from pretrain.recipe import Recipe, as_record, differences
 from pretrain.run import RunFolder, refuse_changes
 from pretrain.signals import StopSignals
-from zoo.card import TEACHER, Card, TeacherRecord
+from zoo.card import TEACHER, BaseRecord, Card, TeacherRecord
 from zoo.errors import UsageError
 from zoo.folder import save_model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sources:
+    """The images of a run."""
+
+    train: ImageIndex
+    validation: ImageIndex | None
 
 
 def pretrain(recipe: Recipe, out: Path, *, reindex: bool = False, device: str = "auto") -> Path:
@@ -39,11 +48,11 @@ def pretrain(recipe: Recipe, out: Path, *, reindex: bool = False, device: str = 
     reindex: walk the whole data set again.  Raises any ZooError; its code is the exit code.
     """
     with start_world(device) as world:
-        run_recipe(recipe, out, world, finish=_export, reindex=reindex)
+        run_recipe(recipe, out, world, finish=_export_all, reindex=reindex)
     return RunFolder(out).export
 
 
-Finish = Callable[[Recipe, RunFolder, ImageIndex, Objective, TrainState], None]
+Finish = Callable[[Recipe, RunFolder, Sources, Objective, TrainState], None]
 """What rank 0 does with a run that has come to its end."""
 
 
@@ -63,31 +72,56 @@ def _run(recipe: Recipe, run: RunFolder, world: World, finish: Finish, *, reinde
     with run.report_exit(world) as progress:
         if world.is_main:
             run.admit(recipe)
-        index = _open_data(recipe, world, reindex)
+        data = _open_data(recipe, world, reindex)
         objective = recipe.method.build(
             recipe.student, seed=recipe.training.seed, device=world.device
         )
+        _open_heldout(recipe, objective, data, world)
         progress.state = state = _new_state(objective, recipe)
         with StopSignals() as signals:
-            job = _job(recipe, run, world, index, objective, state, signals)
+            job = _job(recipe, run, world, data, objective, state, signals)
             try:
                 train(objective, job)
             finally:
                 job.batches.close()
                 job.log.close()
         if world.is_main:
-            finish(recipe, run, index, objective, state)
+            finish(recipe, run, data, objective, state)
         world.barrier()
 
 
-def _open_data(recipe: Recipe, world: World, reindex: bool) -> ImageIndex:
+def _open_data(recipe: Recipe, world: World, reindex: bool) -> Sources:
     """Rank 0 walks and caches; the others read what it cached."""
-    if world.is_main:
-        index = open_source(recipe.data.source, reindex=reindex)
+    if not world.is_main:
         world.barrier()
-        return index
-    world.barrier()
-    return open_source(recipe.data.source)
+    places = [recipe.data.source, recipe.data.validation]
+    train, validation = (p and open_source(p, reindex=reindex and world.is_main) for p in places)
+    if world.is_main:
+        world.barrier()
+    assert isinstance(train, ImageIndex)
+    return Sources(train=train, validation=validation or None)
+
+
+def _open_heldout(recipe: Recipe, objective: Objective, data: Sources, world: World) -> None:
+    """Show an objective that validates its images.  Raises UsageError, DataError."""
+    if isinstance(objective, Validated) != (data.validation is not None):
+        missing = data.validation is None
+        raise UsageError(
+            f"{recipe.method.name} needs images for validation"
+            if missing
+            else f"{recipe.method.name} does not validate: nothing would read these images",
+            where="data.validation",
+            fix="give data.validation=folder:PATH" if missing else "leave data.validation out",
+        )
+    if isinstance(objective, Validated) and data.validation is not None:
+        require_same_classes(data.train, data.validation)
+        heldout = Heldout(
+            images=data.validation,
+            world=world,
+            batch=recipe.training.rank_batch,
+            workers=recipe.data.workers,
+        )
+        objective.open(data.train, heldout)
 
 
 def _new_state(objective: Objective, recipe: Recipe) -> TrainState:
@@ -112,15 +146,15 @@ def _job(
     recipe: Recipe,
     run: RunFolder,
     world: World,
-    index: ImageIndex,
+    data: Sources,
     objective: Objective,
     state: TrainState,
     signals: StopSignals,
 ) -> Job:
     training = recipe.training
     loader = Loader(
-        index,
-        transform=recipe.data.crop(recipe.student.image_size),
+        data.train,
+        transform=recipe.data.transform(recipe.student.image_size),
         draws=objective.draws,
         global_batch=training.global_batch,
         rank_batch=training.rank_batch,
@@ -131,7 +165,7 @@ def _job(
         workers=recipe.data.workers,
     )
     steps = training.total_steps(loader.steps_per_epoch)
-    said = _resume(run, world, state, _identity(index, objective, world))
+    said = _resume(run, world, state, _identity(data, objective, world))
     loader.start_step, loader.stop_step = state.step, steps
     log = RunLog(
         run.path,
@@ -157,23 +191,27 @@ def _job(
         batches=iter(loader),
         accumulate=loader.accumulate,
         steps=steps,
+        steps_per_epoch=loader.steps_per_epoch,
         warmup_steps=training.total_warmup(loader.steps_per_epoch),
         log=log,
         signals=signals,
         save=save,
-        describe=lambda i: str(index.path(i)),
+        describe=lambda i: str(data.train.path(i)),
         max_bad=recipe.data.max_bad,
     )
 
 
-def _identity(index: ImageIndex, objective: Objective, world: World) -> dict[str, Any]:
+def _identity(data: Sources, objective: Objective, world: World) -> dict[str, Any]:
     """What must not change between two starts of one run, beside the recipe."""
-    return {
-        "data_fingerprint": index.fingerprint,
-        "images": len(index),
+    identity = {
+        "data_fingerprint": data.train.fingerprint,
+        "images": len(data.train),
         "ranks": world.size,
         "facts": dict(objective.export().facts),
     }
+    if data.validation:
+        identity["validation_fingerprint"] = data.validation.fingerprint
+    return identity
 
 
 def _resume(run: RunFolder, world: World, state: TrainState, identity: dict[str, Any]) -> list[str]:
@@ -193,13 +231,39 @@ def _resume(run: RunFolder, world: World, state: TrainState, identity: dict[str,
     return said
 
 
-def _export(
-    recipe: Recipe, run: RunFolder, index: ImageIndex, objective: Objective, state: TrainState
+def _export_all(
+    recipe: Recipe, run: RunFolder, data: Sources, objective: Objective, state: TrainState
 ) -> None:
-    if state.average:
-        with torch.no_grad():
-            for name, tensor in state.average.averages.items():
-                state.objective.get_parameter(name).copy_(tensor)
+    """``export/``: the last weights.  ``export-best/``, where there was validation: the best."""
+    notes = state.notes
+    if state.best is not None:
+        validation = {**notes["best"], "chosen": "best"}
+        best = Exported(name=f"{recipe.name}-best", weights=state.best, validation=validation)
+        _export(recipe, run.best, data, objective, state, best)
+    last = Exported(name=recipe.name, weights=state.exported(), validation=notes.get("validation"))
+    _export(recipe, run.export, data, objective, state, last)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """Weights that become a model folder."""
+
+    name: str
+    weights: dict[str, Tensor]
+    """Of the objective."""
+    validation: dict[str, Any] | None
+    """Epoch, step and scores, where there are any."""
+
+
+def _export(
+    recipe: Recipe,
+    folder: Path,
+    data: Sources,
+    objective: Objective,
+    state: TrainState,
+    what: Exported,
+) -> None:
+    state.objective.load_state_dict(what.weights)
     made = objective.export()
     facts = made.facts
     teacher = TeacherRecord(**facts["teacher"]) if "teacher" in facts else None
@@ -207,8 +271,14 @@ def _export(
     if teacher:
         lineage = {teacher.name: teacher.license, **teacher.ancestors}
         licenses |= {f"{TEACHER} {name}": license_ for name, license_ in lineage.items()}
+    base = BaseRecord(**facts["base"]) if "base" in facts else None
+    if base:
+        licenses |= base.licenses
+    scores = []
+    if isinstance(objective, Validated) and what.validation:
+        scores = objective.scores(what.validation)
     card = Card(
-        name=recipe.name,
+        name=what.name,
         method=recipe.method.name,
         heads=recipe.student.heads,
         last_trained_block=made.last_trained_block,
@@ -217,14 +287,16 @@ def _export(
         relation_heads=facts.get("relation_heads"),
         stride=facts.get("stride"),
         teacher=teacher,
+        base=base,
         recipe=as_record(recipe),
-        steps=state.step,
-        data_fingerprint=index.fingerprint,
+        steps=what.validation["step"] if what.validation else state.step,
+        data_fingerprint=data.train.fingerprint,
         code_version=code_version(),
         environment=environment(),
+        scores=scores,
         licenses=licenses,
     )
-    save_model(run.export, recipe.student, made.weights, card)
+    save_model(folder, recipe.student, made.weights, card, labels=made.labels)
 
 
 def code_version() -> str:

@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data import Order, Samples, Transform
 from pretrain.distributed import die_with_parent
@@ -83,51 +83,64 @@ class Loader:
         return self.order.accumulate
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        iterator = self._start()
-        processes = getattr(iterator, "_workers", [])
-        # Workers ignore SIGTERM: without this, one that hangs would hold up our own exit.
-        stop = functools.partial(_kill, processes)
-        atexit.register(stop)
-        try:
-            while (answer := _next(iterator, processes)) is not None:
-                if isinstance(answer, ZooError):
-                    raise answer
-                yield answer
-        finally:
-            del iterator  # torch asks its workers to leave
-            stop()
-            atexit.unregister(stop)
+        requests = self.order.micro_batches(self.start_step, self.stop_step)
+        return answers(self.samples, requests, workers=self.workers)
 
-    def _start(self) -> Iterator[Batch | ZooError]:
-        before = signal.getsignal(signal.SIGCHLD)
-        with warnings.catch_warnings():
-            # Python 3.12 warns of a fork beside torch's threads; the child runs none of them.
-            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # the user's business
-            loader = DataLoader(
-                self.samples,
-                batch_size=None,  # a request is a whole micro-batch
-                sampler=self.order.micro_batches(self.start_step, self.stop_step),
-                collate_fn=_as_is,
-                num_workers=self.workers,
-                # Forked, a worker shares the index and has us for its parent (die_with_parent).
-                multiprocessing_context=_FORK if self.workers else None,
-                worker_init_fn=functools.partial(_begin_worker, os.getpid()),
-                pin_memory=torch.cuda.is_available(),
-                prefetch_factor=PREFETCH if self.workers else None,
-                timeout=POLL_SECONDS if self.workers else 0,
-                generator=torch.Generator(),  # or it draws from ours, and a resumed run drifts
-            )
-            # A worker that has not yet begun would still end by a signal to the group.
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
-            try:
-                iterator = iter(loader)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        if threading.current_thread() is threading.main_thread():
-            # torch's handler raises wherever training happens to be; _next finds a death itself.
-            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-        return iterator
+
+def answers(
+    samples: Dataset, requests: Iterable[Any], *, workers: int
+) -> Generator[Any, None, None]:
+    """``samples[request]`` for every request in order, made in worker processes.
+
+    An answer that is a ZooError is raised, and so is one where a worker died.  Signals to the group
+    end no worker; the end of this iterator, or of this process, does.
+    """
+    iterator = _start(samples, requests, workers)
+    processes = getattr(iterator, "_workers", [])
+    # Workers ignore SIGTERM: without this, one that hangs would hold up our own exit.
+    stop = functools.partial(_kill, processes)
+    atexit.register(stop)
+    try:
+        while (answer := _next(iterator, processes)) is not None:
+            if isinstance(answer, ZooError):
+                raise answer
+            yield answer
+    finally:
+        del iterator  # torch asks its workers to leave
+        stop()
+        atexit.unregister(stop)
+
+
+def _start(samples: Dataset, requests: Iterable[Any], workers: int) -> Iterator[Any]:
+    before = signal.getsignal(signal.SIGCHLD)
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork beside torch's threads; the child runs none of them.
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user's business
+        loader = DataLoader(
+            samples,
+            batch_size=None,  # a request is a whole micro-batch
+            sampler=requests,
+            collate_fn=_as_is,
+            num_workers=workers,
+            # Forked, a worker shares the index and has us for its parent (die_with_parent).
+            multiprocessing_context=_FORK if workers else None,
+            worker_init_fn=functools.partial(_begin_worker, os.getpid()),
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=PREFETCH if workers else None,
+            timeout=POLL_SECONDS if workers else 0,
+            generator=torch.Generator(),  # or it draws from ours, and a resumed run drifts
+        )
+        # A worker that has not yet begun would still end by a signal to the group.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+        try:
+            iterator = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler raises wherever training happens to be; _next finds a death itself.
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return iterator
 
 
 def _as_is(answer: Any) -> Any:
@@ -143,7 +156,7 @@ def _begin_worker(parent: int, _: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
 
-def _next(iterator: Iterator, processes: list[BaseProcess]) -> Batch | ZooError | None:
+def _next(iterator: Iterator, processes: list[BaseProcess]) -> Any:
     """What the workers answer next, None at the end; ZooError where one died or all hang."""
     give_up = time.monotonic() + HANG_SECONDS
     while True:

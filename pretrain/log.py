@@ -118,14 +118,31 @@ class RunLog:
         self._last = (step, now)
         row = {"step": step, **values, "images_per_second": round(rate, 1)}
         row["seconds"] = round(now - self._started, 2)
+        self._write(row, "train")
+        text = f"loss {row['total']:.4f} · {rate:,.0f} images/s"
+        self._progress.update(self._task, completed=step, speed=text)
+
+    def scores(self, step: int, values: dict[str, Any], seconds: float) -> None:
+        """Write a row of its own for what validation gave after a step.
+
+        seconds: how long it took; it does not count against the rate of training.
+        """
+        if not self.active:
+            return
+        last_step, last_time = self._last
+        self._last = (last_step, last_time + seconds)
+        row = {"step": step, **values, "seconds": round(time.perf_counter() - self._started, 2)}
+        self._write(row, "val")
+        self._progress.update(self._task, speed="")
+
+    def _write(self, row: dict[str, Any], part: str) -> None:
         with disk_errors(self.path):
             self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self._file.flush()
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(f"train/{name}", value, step)
-        text = f"loss {row['total']:.4f} · {rate:,.0f} images/s"
-        self._progress.update(self._task, completed=step, speed=text)
+                    plain = name.removeprefix("val_")
+                    self._board.add_scalar(f"{part}/{plain}", value, row["step"])
 
     def say(self, text: str) -> None:
         """One line to the reader, and to nobody's table."""

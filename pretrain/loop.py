@@ -1,10 +1,11 @@
 """The one training loop: pre-training and fine-tuning hand it their objective.
 
-A step reads: batch → losses → backward → check → clip → step → log → maybe save.
+A step reads: batch → losses → backward → check → clip → step → log → maybe validate, save.
 """
 
 import contextlib
 import itertools
+import random
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.checkpoint import TrainState
 from pretrain.distributed import Agreement, World, lost_rank
 from pretrain.log import Meters, RunLog
-from pretrain.objective import Batch, Objective
+from pretrain.objective import Batch, Objective, Validated
 from pretrain.optim import Count, NotNegative, Optim, Positive, set_lr
 from pretrain.signals import StopSignals
 from zoo.errors import DataError, DivergedError, PreemptedError
@@ -77,6 +78,7 @@ class Job:
     accumulate: int
     """Micro-batches a step."""
     steps: int
+    steps_per_epoch: int
     warmup_steps: int
     log: RunLog
     signals: StopSignals
@@ -89,6 +91,11 @@ class Job:
     @property
     def done(self) -> bool:
         return self.state.step == self.steps
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the step just taken was the last of an epoch, or of the run."""
+        return self.done or self.state.step % self.steps_per_epoch == 0
 
     def lr_at(self, step: int) -> float:
         return self.training.optim.lr_at(
@@ -137,6 +144,9 @@ def train(objective: Objective, job: Job) -> None:
             _stop_if_diverged(guard, meters, job)
             job.log.row(state.step, {**meters.row(), "lr": lr})
             meters = Meters()
+        if isinstance(objective, Validated) and job.epoch_ended:
+            _stop_if_diverged(guard, meters, job)
+            _validate(objective, job)
         if save_due:
             _stop_if_diverged(guard, meters, job)
             state.notes["meters"] = meters.as_notes()
@@ -191,10 +201,41 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(*moved)  # type: ignore[arg-type]  # without the host-side list of bad images
 
 
+def _validate(objective: Validated, job: Job) -> None:
+    """Score what would be exported now, and keep it where it is the best so far."""
+    state, began = job.state, time.perf_counter()
+    state.objective.eval()
+    scores = _score(objective, job)
+    if state.average:
+        raw = {f"raw_{name}": score for name, score in scores.items()}
+        with state.average.in_place():
+            scores = _score(objective, job) | raw
+    state.objective.train()
+    epoch = round(state.step / job.steps_per_epoch, 3)
+    state.notes["validation"] = {"epoch": epoch, "step": state.step, "scores": scores}
+    best = state.notes.get("best")
+    by = next(iter(scores))
+    if best is None or scores[by] > best["scores"][by]:
+        state.notes["best"] = state.notes["validation"]
+        state.best = state.exported() if job.world.is_main else None
+    row = {"epoch": epoch, **{f"val_{name}": score for name, score in scores.items()}}
+    job.log.scores(state.step, row, time.perf_counter() - began)
+
+
+def _score(objective: Validated, job: Job) -> dict[str, float]:
+    with torch.inference_mode(), job.training.autocast(job.world.device):
+        return objective.validate()
+
+
 def seed_step(seed: int, step: int, world: World) -> None:
-    """Drop path and the like draw from (seed, step, rank): there is no random state to save."""
+    """Drop path and the like draw from (seed, step, rank): there is no random state to save.
+
+    Not from torch's generators alone: timm's Mixup draws from numpy's, its erasing from Python's.
+    """
     key = np.random.SeedSequence([seed, step, world.rank]).generate_state(1, np.uint64)
     value = int(key[0]) >> 1
+    np.random.seed(value % 2**32)
+    random.seed(value)
     # Far cheaper than torch.manual_seed, which visits every device.
     torch.default_generator.manual_seed(value)
     if world.device.type == "cuda":

@@ -5,9 +5,13 @@ The loop knows nothing else of a method.  No base class: anything of this shape 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from pretrain.distributed import World
+from pretrain.index import ImageIndex
+from zoo.card import Score
 
 
 class Batch(NamedTuple):
@@ -48,6 +52,8 @@ class Export:
     """Names of parameters that training never touched: fine-tuning initialises them anew."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the card should say (teacher, relation heads, ...)."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in order, where the network ends in a classifier."""
 
 
 class Objective(Protocol):
@@ -66,4 +72,41 @@ class Objective(Protocol):
 
     def export(self) -> Export:
         """The network to ship, from the weights it holds now."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heldout:
+    """Images that are not trained on, and how they are to be read."""
+
+    images: ImageIndex
+    """With the same classes as the training data."""
+    world: World
+    batch: int
+    """Images of a forward pass, on one rank."""
+    workers: int
+    """Processes that decode, on each rank."""
+
+
+@runtime_checkable
+class Validated(Protocol):
+    """What an objective may offer besides: a score on images that it does not train on.
+
+    Without it, a recipe's ``data.validation`` is refused; with it, asked for.
+    """
+
+    def open(self, train: ImageIndex, heldout: Heldout) -> None:
+        """Meet the data, before the first step.  Raises UsageError where it does not fit."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Named scores, exact over all images whatever the number of ranks; the same on each.
+
+        The first one, higher for better, decides which epoch was the best.  Called after every
+        epoch and at the end, by all ranks, in eval mode and without gradients.
+        """
+        ...
+
+    def scores(self, validation: Mapping[str, Any]) -> list[Score]:
+        """What a card should say of a validation: its ``epoch``, ``step`` and ``scores``."""
         ...

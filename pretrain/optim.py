@@ -1,7 +1,8 @@
 """Optimizer, schedule and weight average."""
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -101,3 +102,18 @@ class WeightAverage:
         change = torch._foreach_sub(self._live, averages)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(change, (1 - bad) * (1 - self.decay))  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(averages, change)  # pyright: ignore[reportPrivateImportUsage]
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages in the parameters' place while the block runs; the same bits after."""
+        kept = [p.detach().clone() for p in self._live]
+        self._overwrite(self.averages.values())
+        try:
+            yield
+        finally:
+            self._overwrite(kept)
+
+    @torch.no_grad()
+    def _overwrite(self, tensors: Iterable[Tensor]) -> None:
+        for parameter, tensor in zip(self._live, tensors, strict=True):
+            parameter.copy_(tensor)

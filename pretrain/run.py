@@ -1,7 +1,7 @@
 """The run folder: who holds it, what recipe it belongs to, how the run ended.
 
 ``recipe.json`` · ``log.jsonl`` · ``tensorboard/`` · ``checkpoints/step-N/`` · ``export/`` ·
-``exit.json``
+``export-best/`` (where there was validation) · ``exit.json``
 """
 
 import contextlib
@@ -36,6 +36,10 @@ class RunFolder:
     @property
     def export(self) -> Path:
         return self.path / "export"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "export-best"
 
     @property
     def log(self) -> Path:
@@ -98,6 +102,8 @@ class RunFolder:
                     where=str(place),
                     fix="restore it from a backup, or start anew in another folder (--out)",
                 )
+            # A field that is younger than the run, and null, changes nothing of it.
+            earlier = {**dict.fromkeys(now), **earlier}
             refuse_changes(
                 self.path, *({k: v for k, v in r.items() if k not in free} for r in (earlier, now))
             )
