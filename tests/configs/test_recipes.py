@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.finetune import Finetune
 from pretrain.masked import CellMask
 from pretrain.methods.img2vec import Img2Vec
 from pretrain.methods.mae import MAE
@@ -64,7 +65,7 @@ def test_its_heads_divide(name: str) -> None:
     if isinstance(method, MAE | Img2Vec):
         assert method.decoder_width % method.decoder_heads == 0
         return
-    if isinstance(method, SimCLR):
+    if isinstance(method, SimCLR | Finetune):
         return
     assert isinstance(method, TinyMIM)
     width, heads, depth = _teacher(method.teacher.source)
@@ -118,6 +119,56 @@ def test_img2vec_is_there_in_four_sizes_with_lower_masks_for_the_small() -> None
     assert [len(named_overrides(f"img2vec-vit-{size}")) for size in "tsbl"] == [3, 2, 0, 0]
     depths = [img2vec(f"img2vec-vit-{size}").decoder_depth for size in "tsbl"]
     assert depths == [2, 2, 2, 4]
+
+
+FINETUNE = [name for name in NAMES if isinstance(find_recipe(name).method, Finetune)]
+
+
+def test_fine_tuning_is_there_in_three_sizes_with_the_published_counts() -> None:
+    assert [f"finetune-in1k-vit-{size}" for size in "bst"] == FINETUNE
+    counts = []
+    for recipe in map(find_recipe, FINETUNE):
+        method = recipe.method
+        assert isinstance(method, Finetune)
+        net = empty_vit(recipe.student, method.classes)
+        counts.append(sum(parameter.numel() for parameter in net.parameters()))
+        made_by = find_recipe(_maker(method.init or ""))
+        assert made_by.student == recipe.student
+    assert counts == [86_567_656, 22_050_664, 5_717_416]
+
+
+def test_fine_tuning_recipes_are_those_of_the_papers() -> None:
+    for name in FINETUNE:
+        recipe = find_recipe(name)
+        assert recipe.training.optim.peak_lr(recipe.training.global_batch) == 2e-3
+        assert recipe.method == replace(_mae_finetune(), init=recipe.method.init)  # type: ignore[attr-defined]
+    deit = find_recipe("finetune-in1k-vit-t", ["deit"]).training
+    assert deit.optim.peak_lr(deit.global_batch) == 5e-4 * 1024 / 512
+    lite = find_recipe("finetune-in1k-vit-t", ["mae-lite"])
+    assert lite.training.optim.peak_lr(lite.training.global_batch) == 4e-3
+    assert lite.method == Finetune(
+        init="runs/tinymim-vit-t/export",
+        classes=1000,
+        layer_decay=0.85,
+        drop_path=0.0,
+        mixup=0.2,
+        cutmix=0.0,
+        smoothing=0.0,
+        erase=0.0,
+    )
+
+
+def _mae_finetune() -> Finetune:
+    return Finetune(
+        init=None,
+        classes=1000,
+        layer_decay=0.65,
+        drop_path=0.1,
+        mixup=0.8,
+        cutmix=1.0,
+        smoothing=0.1,
+        erase=0.25,
+    )
 
 
 def _maker(source: str) -> str:
@@ -185,4 +236,4 @@ def test_it_is_one_plain_function(file: Path) -> None:
     assert function.name == file.stem
     for node in imports:
         assert isinstance(node, ast.ImportFrom), "imports and one function, nothing else"
-        assert (node.module or "").partition(".")[0] in {"pretrain", "zoo"}
+        assert (node.module or "").partition(".")[0] in {"eval", "pretrain", "zoo"}
