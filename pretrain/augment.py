@@ -4,18 +4,23 @@ They draw from numpy's, Python's and torch's default generators, which ``pretrai
 for every sample.  What mixes images, or works on normalised ones, happens on the device.
 """
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
+from timm.data.auto_augment import RandAugment, posterize
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 
 from zoo.errors import UsageError
 from zoo.images import IMAGENET_MEAN
+
+# timm passes over the parts that it cannot read.
+_POLICY = re.compile(r"rand(-([mnw]\d+|mmax\d+|mstd\d+(\.\d+)?|p\d+(\.\d+)?|inc[01]))*")
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -38,7 +43,7 @@ class Augment:
 
         Raises UsageError for a policy that timm does not know.
         """
-        if self.policy is not None and not self.policy.startswith("rand"):
+        if self.policy is not None and not _POLICY.fullmatch(self.policy):
             raise _unknown(self.policy)
         try:
             steps = create_transform(
@@ -56,6 +61,10 @@ class Augment:
         except (AssertionError, ValueError, KeyError) as error:
             raise _unknown(str(self.policy)) from error
         assert isinstance(steps, Compose)
+        for step in steps.transforms:
+            for operation in step.ops if isinstance(step, RandAugment) else ():
+                if operation.aug_fn is posterize:
+                    operation.aug_fn = _posterize
         return Augmented(steps=steps)
 
 
@@ -68,6 +77,14 @@ class Augmented:
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 to (3, S, S) uint8."""
         return cast(Tensor, self.steps(Image.fromarray(pixels)))
+
+
+def _posterize(image: Image.Image, bits: int, **rest: Any) -> Image.Image:
+    """timm asks for 0 bits at its greatest magnitude; Pillow refuses since its version 13.
+
+    Before, it gave a black image: the published runs have met some, and so may ours.
+    """
+    return posterize(image, bits, **rest) if bits else Image.new(image.mode, image.size)
 
 
 def _unknown(policy: str) -> UsageError:

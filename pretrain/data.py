@@ -25,6 +25,7 @@ from pretrain.augment import Augment
 from pretrain.index import ImageIndex, open_index
 from pretrain.objective import Batch
 from pretrain.optim import Positive
+from pretrain.split import open_part
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.images import read_image
 
@@ -71,7 +72,8 @@ class Data:
     """Where a run's images come from, and how they are cropped."""
 
     source: str
-    """``folder:PATH``: image files in class folders at any depth, or flat and unlabelled."""
+    """``folder:PATH``: image files in class folders at any depth, or flat and unlabelled.
+    ``split:FILE#train``: those of a folder that a list names (``pretrain/split.py``)."""
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
     """Smallest and largest share of the image's area."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
@@ -107,7 +109,7 @@ class Data:
         return RandomCrop(image_size=image_size, scale=self.crop_scale, ratio=self.crop_ratio)
 
 
-_SCHEMES = {"folder": open_index}  # another kind of source joins here
+_SCHEMES = {"folder": open_index, "split": open_part}  # another kind of source joins here
 
 
 def open_source(source: str, *, reindex: bool = False) -> ImageIndex:
@@ -120,7 +122,7 @@ def open_source(source: str, *, reindex: bool = False) -> ImageIndex:
         raise UsageError(
             f"unknown data source {source!r}",
             where="data.source",
-            fix="write " + " or ".join(f"{name}:PATH" for name in _SCHEMES),
+            fix="write folder:PATH, or split:FILE#train and split:FILE#val",
         )
     return _SCHEMES[scheme](Path(rest), reindex=reindex)
 

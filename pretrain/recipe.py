@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -136,12 +137,23 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     overrides: ``key.path=value``, or the name of overrides that the recipe's file lists; a name
     is added to the recipe's own.  Raises UsageError.
     """
+    known = named_overrides(name)  # read before the file is run
+    return override(recipe_function(name)(), overrides, known)
+
+
+def override(
+    recipe: Recipe, overrides: Iterable[str], known: Mapping[str, list[str]] = MappingProxyType({})
+) -> Recipe:
+    """A recipe with overrides, every field checked.
+
+    overrides: ``key.path=value``, or the name of some among the ``known``; a name is added to the
+    recipe's own.  Raises UsageError.
+    """
     texts: dict[str, str] = {}
     came_from: dict[str, str] = {}
-    suffix = ""
-    known = named_overrides(name)
-    for override in overrides:
-        for entry in known.get(override, [override]):
+    suffix, name = "", recipe.name
+    for given in overrides:
+        for entry in known.get(given, [given]):
             key, equals, text = entry.partition("=")
             if not equals:
                 raise UsageError(
@@ -151,15 +163,15 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
                     + (f"; its named ones: {', '.join(known)}" if known else ""),
                     fix="for example training.epochs=100",
                 )
-            if key in texts and {override, came_from[key]} & known.keys():
+            if key in texts and {given, came_from[key]} & known.keys():
                 raise UsageError(
-                    f"{override!r} sets {key}, which {came_from[key]!r} has set already",
+                    f"{given!r} sets {key}, which {came_from[key]!r} has set already",
                     where=f"recipe {name}",
                     fix="give one of them",
                 )
-            texts[key], came_from[key] = text, override
-        suffix += f"-{override}" if override in known else ""
-    recipe = _replace(recipe_function(name)(), [(key.split("."), key) for key in texts], texts)
+            texts[key], came_from[key] = text, given
+        suffix += f"-{given}" if given in known else ""
+    recipe = _replace(recipe, [(key.split("."), key) for key in texts], texts)
     _check(recipe)
     return dataclasses.replace(recipe, name=recipe.name + suffix)
 

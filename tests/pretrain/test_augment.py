@@ -1,5 +1,6 @@
-"""timm's transforms as a sample transform: uint8 in, uint8 out, and the same for the same sample."""
+"""timm's transforms as a sample transform: uint8 in, uint8 out, a sample always the same."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,14 @@ def test_without_a_policy_and_without_mirroring_it_is_the_crop(photos: Path) -> 
 def test_another_policy_is_refused(policy: str) -> None:
     with pytest.raises(UsageError, match="timm knows no RandAugment"):
         Augment(policy=policy).transform(32, scale=SCALE, ratio=RATIO)
+
+
+def test_the_greatest_magnitude_does_not_end_a_run() -> None:
+    """There timm asks Pillow for an image of no bits: it is black, as it once was."""
+    pixels = np.full((32, 32, 3), 200, np.uint8)
+    vary = Augment(policy="rand-m10-n2-inc1", flip=0.0).transform(32, scale=SCALE, ratio=RATIO)
+    random.seed(0)
+    np.random.seed(0)
+    images = [vary(pixels) for _ in range(60)]
+    black = sum(not image.any() for image in images)
+    assert 1 <= black <= 30
