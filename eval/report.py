@@ -32,7 +32,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _INK, _QUIET, _RULE = "#1d1d1f", "#66645f", "#dedad2"
 # Any: matplotlib's own type of the keys is younger than the oldest matplotlib we work with.
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
     "font.size": 9,
     "text.color": _INK,
@@ -181,7 +181,7 @@ def curves(
     """
     if not series:
         raise ValueError("no series to draw")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = _quiet_axes(figure.add_subplot())
         for index, (name, (steps, values)) in enumerate(series.items()):
@@ -217,7 +217,7 @@ def bars(
     strangers = {*errors, *highlight} - {*values}
     if not values or strangers:
         raise ValueError(f"no bar for {sorted(strangers)}" if values else "no values to draw")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 0.4 + 0.34 * len(values)), layout="constrained")
         axes = _quiet_axes(figure.add_subplot())
         for row, (name, value) in enumerate(values.items()):
@@ -272,7 +272,7 @@ def relation_maps(relations: Sequence[Relation], *, scale: Scale | None = None) 
     for relation in relations:
         _require_squares(relation)
     columns, rows = 1 + len(titles), len(relations)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, compress=True)
         lines = max(title.count("\n") for title in titles)
         height = 1.2 * rows + 0.25 + 0.15 * lines + (0.65 if scale else 0)
@@ -383,7 +383,7 @@ def _data_uri(figure: Figure) -> str:
     """The figure as a ``data:`` address: pictures as PNG, lines and bars as SVG."""
     pictures = any(axes.images for axes in figure.axes)
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         if pictures:
             figure.savefig(buffer, format="png", transparent=True, dpi=_PNG_DPI)
         else:
@@ -395,6 +395,6 @@ def _data_uri(figure: Figure) -> str:
 def save_png(figure: Figure, path: Path) -> None:
     """The figure as a picture on white, to be used elsewhere.  Raises DiskError."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="png", facecolor="white", dpi=_PNG_DPI)
     atomic_write(path, buffer.getvalue())

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from zoo.errors import UsageError
-from zoo.options import Debug, Json, answer
+from zoo.options import Debug, Json, aligned, answer
 
 app = typer.Typer()
 
@@ -73,6 +73,64 @@ def evaluate(
     found = run(models, benchmark, data, options)
     if int(os.environ.get("RANK", "0")) == 0:
         answer(found.as_dict() if json_ else found.text(), json_)
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="A model folder, a name of zoo list, org/name…")],
+    data: Annotated[
+        Path, typer.Option(help="Class folders; or train/ and val/, each with class folders.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE…", help="For example training.epochs=20."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.  [default: runs/finetune-MODEL-DATA]")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option(help="Begin with new weights, to compare with.")
+    ] = False,
+    new_head: Annotated[
+        bool, typer.Option(help="Replace the classifier that the model has.")
+    ] = False,
+    show: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
+    reindex: Annotated[bool, typer.Option(help="Walk the whole data set again.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a model your own classes, or continue an interrupted run.
+
+    The same command continues it.  How long and how strongly follows from how many images there
+    are; --show tells, and KEY=VALUE changes it.
+    """
+    from eval.finetune_run import finetune as run
+    from eval.finetune_run import plan_task
+
+    task = plan_task(
+        model,
+        data,
+        overrides=overrides or [],
+        out=out,
+        from_scratch=from_scratch,
+        new_head=new_head,
+        reindex=reindex,
+        ranks=max(nproc, int(os.environ.get("WORLD_SIZE", "1"))),
+        write=not show,
+    )
+    if show:
+        from pretrain.recipe import as_record
+
+        record = as_record(task.recipe)
+        answer(record if json_ else aligned(record), json_)
+    elif nproc > 1:
+        from pretrain.ranks import start_ranks
+
+        start_ranks(nproc, sys.argv[1:], task.run.path)
+    elif report := run(task, device=device):
+        answer(report.as_dict() if json_ else report.text(), json_)
 
 
 @app.command()

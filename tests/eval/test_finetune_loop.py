@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import make_model
 from photos import make_photos
-from runs import TINY, TINY_FINETUNE, TINY_MAE, Run, last_words, outcome, run, words, zoo
+from runs import TINY, TINY_FINETUNE, TINY_MAE, Run, bits_of, last_words, run, words, zoo
 from safetensors.torch import load_file
 
 from pretrain.index import open_index
@@ -111,11 +111,6 @@ def test_best_and_last_are_kept_and_told_apart(finished: Path, heldout: Path) ->
     assert names == [RECIPE, f"{RECIPE}-best"]
 
 
-def bits(out: Path) -> dict:
-    best = (out / "export-best" / "model.safetensors").read_bytes()
-    return {**outcome(out), "best": best}
-
-
 @pytest.mark.parametrize("last", [6, 8, 12], ids=["mid-epoch", "epoch", "last best"])
 def test_continued_it_ends_with_the_same_bits_and_the_same_best(
     photos: Path, heldout: Path, finished: Path, tmp_path: Path, last: int
@@ -126,7 +121,7 @@ def test_continued_it_ends_with_the_same_bits_and_the_same_best(
     for name in ("export", "export-best"):
         shutil.rmtree(out / name)
     assert zoo(command(photos, heldout, out, EMA)) == 0
-    assert bits(out) == bits(finished)
+    assert bits_of(out) == bits_of(finished)
 
 
 def test_finished_and_started_again_changes_nothing(
@@ -134,11 +129,11 @@ def test_finished_and_started_again_changes_nothing(
 ) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     assert zoo(command(photos, heldout, out, EMA)) == 0
-    assert bits(out) == bits(finished)
+    assert bits_of(out) == bits_of(finished)
     assert card(out / "export-best") == card(finished / "export-best")
 
 
-def test_killed_it_ends_with_the_same_bits(photos: Path, heldout: Path, tmp_path: Path) -> None:
+def test_killed_it_ends_with_the_same_bits_of(photos: Path, heldout: Path, tmp_path: Path) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
     settings = {"data.workers": "1", "training.steps": "30"}
     assert run(command(photos, heldout, undisturbed, settings)) == [0]
@@ -147,7 +142,7 @@ def test_killed_it_ends_with_the_same_bits(photos: Path, heldout: Path, tmp_path
         assert started.running
     started.kill()
     assert run(command(photos, heldout, out, settings)) == [0]
-    assert bits(out) == bits(undisturbed)
+    assert bits_of(out) == bits_of(undisturbed)
 
 
 def test_the_number_of_ranks_does_not_reach_the_accuracy(

@@ -23,7 +23,7 @@ import hubclient  # noqa: F401
 import torch
 from safetensors.torch import load_file
 
-import eval.finetune as _finetune  # noqa: F401
+import eval.finetune_run as _finetune  # noqa: F401
 import pretrain.launch  # imported once here, shared by all forks
 import pretrain.methods.img2vec
 import pretrain.methods.mae
@@ -198,6 +198,11 @@ def outcome(out: Path) -> dict[str, Any]:
         for field in CLOCK_FIELDS:
             row.pop(field, None)  # a row of validation has no rate
     return {"weights": hashlib.sha256(weights).hexdigest(), "log": rows}
+
+
+def bits_of(out: Path) -> dict[str, Any]:
+    """``outcome``, and the best weights of a run that validates."""
+    return {**outcome(out), "best": (out / "export-best" / "model.safetensors").read_bytes()}
 
 
 def same_weights(one: Path, other: Path) -> bool:
