@@ -16,6 +16,7 @@ from eval.corruptions import (
     standard_error,
     unnormalised_mean_error,
 )
+from eval.finetuned import FINETUNED, published_as, recipe_of
 from eval.layouts import EvalSet
 from eval.layouts.expected import OWN
 from eval.layouts.listing import val_numbers
@@ -53,7 +54,10 @@ def result_of(scored: Scored, images: EvalSet, *, transform: str, dtype: str, ra
         standard_error=error,
         samples=count,
         transform=asdict(scored.preprocess),
-        settings={} if as_it_stands else {"transform": transform},
+        settings={
+            **({} if as_it_stands else {"transform": transform}),
+            **(recipe_of(scored.model) if protocol.name == FINETUNED else {}),
+        },
         data=images.listing.place.name if images.benchmark == OWN else images.name,
         data_fingerprint=images.fingerprint,
         complete=images.complete,
@@ -62,7 +66,7 @@ def result_of(scored: Scored, images: EvalSet, *, transform: str, dtype: str, ra
         ranks=ranks,
         code_version=code_version(),
         environment=environment(),
-        details=details,
+        details={**details, **published_as(scored.model)},
     )
 
 

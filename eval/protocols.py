@@ -121,6 +121,13 @@ _ALL = (
         images=(50_000,),
     ),
     Protocol(
+        name="in1k-finetune",
+        about="ImageNet-1k validation of a pre-trained model that was fine-tuned on its training "
+        "images, after the last epoch",
+        data=_VAL,
+        images=(50_000,),
+    ),
+    Protocol(
         name="in1k-v2",
         about="ImageNetV2, matched frequency: 10 new images per class",
         data="ImageNetV2 matched-frequency",

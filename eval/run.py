@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from eval.classes import CLASSES, synsets
 from eval.classify import DTYPES, Scored, Settings, can_score, open_ways, score
+from eval.finetuned import FINETUNED, require_finetuned
 from eval.layouts import EvalSet, open_eval_set
 from eval.layouts.expected import OWN
 from eval.outcome import result_of
@@ -213,6 +214,8 @@ def _classifier(name: str, protocols: Sequence[Protocol]) -> Classifier:
     for protocol in protocols:
         require_head(outputs, protocol)
     found = load_classifier(folder)
+    if any(p.name == FINETUNED for p in protocols):
+        require_finetuned(found)
     ours = [p.id for p in protocols if p.subset != "own"]
     if ours and found.labels and found.labels != synsets():
         raise DataError(

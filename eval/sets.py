@@ -26,7 +26,7 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """What the sets' folders are called as they unpack, in lower case, with - for _; without .tar."""
 
 SET_OF: Mapping[str, str] = MappingProxyType(
-    {"in1k-real": "in1k-val", "in1k-a-clean": "in1k-val", "in1k-r-clean": "in1k-val"}
+    dict.fromkeys(("in1k-finetune", "in1k-real", "in1k-a-clean", "in1k-r-clean"), "in1k-val")
 )
 """Protocols whose images are another's."""
 

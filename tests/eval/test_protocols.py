@@ -11,6 +11,7 @@ from zoo.errors import UsageError
 
 # A protocol with other rules is another version: add it, and keep these.
 DIGESTS = {
+    "in1k-finetune@1": "d15d88222be7b7d925bdadfe29d0e8747d15f84ce207e2aae99cda538100e2e4",
     "own@1": "b536802e9c8a46895437caeda68d547424023e5727d28fef3e83b859cab53b8e",
     "in1k-val@1": "cf0b87a30a244cf80729fb25df9b5d148a1ee28eef7b59a7d974d4f49ff8d503",
     "in1k-real@1": "8304bd0242fcf667ac23c7a34065560ca2e05bb899be2c34c0db7464505b2cd8",
