@@ -93,6 +93,7 @@ def evaluate(
             where="zoo eval MODEL… BENCHMARK",
             fix="name each model once",
         )
+    _require_known(benchmark)
     if benchmark.partition("@")[0] in PROBES:
         return _probe(models, benchmark, data, options)
     if options.dtype not in DTYPES:
@@ -111,6 +112,14 @@ def evaluate(
         protocols, empty = _require_images(protocols, opened)
         results = _score_all(nets, protocols, opened, options, world)
     return Evaluation(results=results, missing={**missing, **empty})
+
+
+def _require_known(benchmark: str) -> None:
+    known = [ROBUSTNESS, *dict.fromkeys(p.name for p in PROTOCOLS.values()), *PROBES]
+    if benchmark.partition("@")[0] not in known:
+        raise UsageError(
+            f"no benchmark is called {benchmark!r}", fix=f"choose one of: {', '.join(known)}"
+        )
 
 
 def _probe(

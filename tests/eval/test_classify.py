@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-import eval.classify
+from eval import classify
 from eval.classes import synsets
 from eval.classify import logits_of
 from eval.crops import crops_of
@@ -142,7 +142,7 @@ def test_a_damaged_shard_is_scored_again(
 
 
 def small_shards_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval.classify, "SHARD", SHARD)
+    monkeypatch.setattr(classify, "SHARD", SHARD)
 
 
 def count_images(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
@@ -158,7 +158,7 @@ def count_images(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None)
             os.kill(os.getpid(), signal.SIGTERM)
         return logits_of(model, inputs, dtype)
 
-    monkeypatch.setattr(eval.classify, "logits_of", counted)
+    monkeypatch.setattr(classify, "logits_of", counted)
     return calls
 
 
@@ -267,7 +267,7 @@ def test_the_same_evaluation_twice_at_once_is_refused(
             within.append(refused.value)
         return logits_of(model_, inputs, dtype)
 
-    monkeypatch.setattr(eval.classify, "logits_of", again)
+    monkeypatch.setattr(classify, "logits_of", again)
     assert score([model], val, tmp_path / "out").results
     assert within
 

@@ -1,4 +1,4 @@
-"""in1k-finetune scores a recipe: the card must say that there was one, and that it ran to its end."""
+"""in1k-finetune scores a recipe too: the card must say that there was one, and that it ended."""
 
 import dataclasses
 from pathlib import Path

@@ -21,7 +21,7 @@ def results(settings: Any) -> Path:
     folder = Path("results")
     result(protocol_digest=DIGEST).save(folder)
     result(protocol_digest=DIGEST, model="mine", model_digest="12" * 32, value=80.0).save(folder)
-    result(protocol="knn@1", model="mine", model_digest="12" * 32, value=60.0).save(folder)
+    result(protocol="ours@1", model="mine", model_digest="12" * 32, value=60.0).save(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import zoo
 
-import eval.run
+from eval import run as run_module
 from eval.corruptions import ALEXNET_ERRORS, EXTRA_TYPES, TYPES, standard_error
 from eval.predictions import load_predictions
 from eval.run import FAMILY, Evaluation, Options, evaluate
@@ -35,8 +35,8 @@ def test_the_family_from_one_load(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    load = eval.run.load_classifier
-    monkeypatch.setattr(eval.run, "load_classifier", lambda f: loads.append(f) or load(f))
+    load = run_module.load_classifier
+    monkeypatch.setattr(run_module, "load_classifier", lambda f: loads.append(f) or load(f))
     root = make_family(tmp_path / "data")
     found = score(model, "robustness", root, out=tmp_path / "out")
     assert loads == [model]

@@ -9,7 +9,7 @@ from evalsets import THREE, plain_files, val_files, write_tree
 from models import make_timm
 from torch import Tensor
 
-import eval.classify
+from eval import classify
 from eval.classes import synsets_of
 from eval.corruptions import SEVERITIES, TYPES
 from eval.predictions import load_predictions
@@ -27,7 +27,7 @@ def make_classifier(folder: Path, *, seed: int = 0, classes: int = 1000, **chang
 
 def small_shards() -> None:
     """So that a set of thirty images has several, and two ranks have some each."""
-    eval.classify.SHARD = SHARD
+    classify.SHARD = SHARD
 
 
 def make_val(root: Path) -> Path:
@@ -60,13 +60,13 @@ def corrupted_files(types: tuple[str, ...] = TYPES) -> dict[str, bytes]:
 def slow_small_shards() -> None:
     """The same, with time between the batches in which a process may be killed."""
     small_shards()
-    forward = eval.classify.logits_of
+    forward = classify.logits_of
 
     def slowly(model: Classifier, inputs: Tensor, dtype: str) -> Tensor:
         time.sleep(0.05)
         return forward(model, inputs, dtype)
 
-    eval.classify.logits_of = slowly
+    classify.logits_of = slowly
 
 
 def rows(out: Path) -> dict[str, tuple]:
