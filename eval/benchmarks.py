@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
+from eval import diversity
 from eval.probe_protocols import PROBE_PROTOCOLS
 from eval.protocols import PROTOCOLS
 
@@ -27,9 +28,10 @@ class Benchmark:
 def benchmarks() -> Mapping[str, Benchmark]:
     """All of them, by name and version."""
     known = [*PROTOCOLS.values(), *PROBE_PROTOCOLS.values()]
-    return MappingProxyType(
-        {p.id: Benchmark(id=p.id, about=p.about, digest=p.digest) for p in known}
-    )
+    found = {p.id: Benchmark(id=p.id, about=p.about, digest=p.digest) for p in known}
+    about = "How little the tokens of an image resemble one another"
+    tokens = Benchmark(id=diversity.PROTOCOL, about=about, digest=diversity.protocol_digest())
+    return MappingProxyType({**found, tokens.id: tokens})
 
 
 def newest(name: str) -> Benchmark | None:

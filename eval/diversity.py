@@ -9,6 +9,8 @@ B images · K tokens · D width of a token · G cells along one side · C cells 
 visible · S image side in pixels
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -32,6 +34,12 @@ MASK_RATIO = 0.6
 MASK_SEED = 0
 USUAL_CELL = 32
 """A ResNet's last cell and Img2Vec's mask unit, in pixels."""
+
+
+def protocol_digest() -> str:
+    """sha256 of what ``diversity@1`` pins; the rest are settings, which a result states."""
+    pinned = {"protocol": PROTOCOL, "mask_ratio": MASK_RATIO, "mask_seed": MASK_SEED}
+    return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from eval.diversity import (
     common_cell,
     common_mask,
     measure,
+    protocol_digest,
     require_pairs,
     spread,
 )
@@ -229,6 +230,7 @@ def _result(
     )
     return Result(
         protocol=PROTOCOL,
+        protocol_digest=protocol_digest(),
         model=found.name,
         model_digest=found.digest,
         metric="token diversity",
