@@ -221,17 +221,21 @@ def _keep_head(
 
 
 @torch.no_grad()
-def top_classes(weights: dict[str, Tensor], features: Iterable[Tensor], top: int = 5) -> Tensor:
-    """(N, up to top) int64, columns of the head by falling logit; of equal ones the lower."""
+def top_classes(
+    weights: dict[str, Tensor], features: Iterable[Tensor], top: int = 5
+) -> tuple[Tensor, Tensor]:
+    """(N, up to top) int64, columns of the head by falling logit; of equal ones the lower.
+
+    And (N,) float32: the softmax of the first.
+    """
     classes, width = weights["linear.weight"].shape
     head = Head(width, classes, seed=0)
     head.load_state_dict(weights)
     head.eval()
     with full_precision(torch.device("cpu")):
-        found = [
-            head(block).sort(dim=1, descending=True, stable=True).indices for block in features
-        ]
-    return torch.cat([indices[:, :top] for indices in found])
+        logits = torch.cat([head(block) for block in features])
+    order = logits.sort(dim=1, descending=True, stable=True).indices
+    return order[:, :top], logits.softmax(1).amax(1)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

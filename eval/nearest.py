@@ -88,8 +88,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def vote(
     similarity: Tensor, labels: Tensor, *, neighbours: int, temperature: float, classes: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The classes with the most votes, most first, of each query: (Q, 5) int64; -1 for none.
+
+    And (Q,) float32: the share of all votes that the first of them has.
 
     similarity, labels: (Q, K) of the nearest, of which the first ``neighbours`` vote with
     exp(similarity / temperature), in fp32 and on the CPU, one by one.  Of equal votes the class of
@@ -100,4 +102,4 @@ def vote(
     votes = torch.zeros(len(weights), max(classes, TOP))
     votes.scatter_add_(1, labels[:, :neighbours].cpu(), weights)
     most, order = votes.sort(dim=1, descending=True, stable=True)
-    return order[:, :TOP].masked_fill(most[:, :TOP] == 0, -1)
+    return order[:, :TOP].masked_fill(most[:, :TOP] == 0, -1), most[:, 0] / most.sum(1)

@@ -71,13 +71,14 @@ def knn_predict(
     """
     require_neighbours(knn.neighbours, len(train))
     similarity, places = nearest(train.split(BANK_BLOCK), queries, knn.neighbours, block=chunk)
-    return vote(
+    found, _ = vote(
         similarity,
         labels[places.cpu()],
         neighbours=knn.neighbours,
         temperature=knn.temperature,
         classes=classes,
-    )[:, 0]
+    )
+    return found[:, 0]
 
 
 def require_neighbours(neighbours: int, samples: int) -> None:

@@ -5,18 +5,22 @@ Q validation images · C classes
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eval.backbone import Backbone, Pooled, Pooling, open_backbone, require_pooling
+from eval.classes import synsets
 from eval.features import Features, cached_features, default_cache
+from eval.layouts import EvalSet
 from eval.linear import linear_recipe, settings_of, top_classes, train_head
 from eval.nearest import BANK_BLOCK, QUERY_BLOCK, nearest, vote
+from eval.predictions import save_predictions
 from eval.probe import KNN, accuracy, require_neighbours
 from eval.probe_data import ProbeData, class_of_column, open_probe_data
 from eval.probe_protocols import (
@@ -27,6 +31,7 @@ from eval.probe_protocols import (
     find_probe,
 )
 from eval.results import Result
+from eval.scoring import TOP, Predictions
 from eval.sweep import choose_head, details_of, hold_out, run_sweep
 from eval.transforms import CARD, of_family
 from pretrain.distributed import World, start_world
@@ -83,6 +88,12 @@ class _Score:
     standard_error: float
     settings: dict[str, Any]
     details: dict[str, Any]
+    predictions: Predictions | None = None
+    """None of the sweep, which counts what each of many heads has right."""
+
+
+_Votes = tuple[Tensor, Tensor]
+"""What ``vote`` gives: (q, 5) classes, and (q,) the share of votes of the first."""
 
 
 def evaluate_probe(
@@ -132,9 +143,31 @@ def evaluate_probe(
             score.settings["transform"] = transform
         result = _result(rules, job, score, seconds=time.perf_counter() - started)
         if out is not None and world.is_main:
-            result.save(out)
+            result = _write(result, score.predictions, job.data.val, out)
         world.barrier()
     return result
+
+
+def _write(result: Result, found: Predictions | None, val: EvalSet, out: Path) -> Result:
+    """Write the predictions, where there are any, and the result that names their file."""
+    if found is not None:
+        result = replace(result, predictions=f"{result.stem}.parquet")
+        names = [val.where(i) for i in range(len(val))]
+        own = () if val.classes == synsets() else val.classes
+        save_predictions(out / result.predictions, found, names=names, result=result, classes=own)
+    result.save(out)
+    return result
+
+
+def _predictions(protocol: str, classes: Tensor, sure: Tensor, labels: Tensor) -> Predictions:
+    """classes: (Q, up to 5).  sure: (Q,), of the first.  labels: (Q,)."""
+    return Predictions(
+        protocol=protocol,
+        samples=torch.arange(len(labels)),
+        labels=labels[:, None].short(),
+        top5=F.pad(classes, (0, TOP - classes.shape[1]), value=-1).short(),
+        confidence=sure.float().clamp(max=1),
+    )
 
 
 def _score(rules: KNNRules | LinearRules | SweepRules, job: _Job) -> _Score:
@@ -150,11 +183,12 @@ def _score_knn(rules: KNNRules, job: _Job) -> _Score:
     require_neighbours(rules.neighbours, len(job.data.train))
     train, val = (job.features(job.pooling, of=part) for part in ("train", "val"))
     counts = [k for k in rules.also if k <= len(train)]
-    top5 = _gathered(job, dict(_vote_all(rules, job, train, val, counts)), len(val))
+    votes = _gathered(job, dict(_vote_all(rules, job, train, val, counts)), len(val))
     labels = job.val_labels
-    value, error = accuracy(top5[rules.neighbours][:, 0], labels)
-    first = {str(k): accuracy(found[:, 0], labels)[0] for k, found in top5.items()}
-    five = {str(k): _top5(found, labels) for k, found in top5.items()}
+    classes, share = votes[rules.neighbours]
+    value, error = accuracy(classes[:, 0], labels)
+    first = {str(k): accuracy(found[:, 0], labels)[0] for k, (found, _) in votes.items()}
+    five = {str(k): _top5(found, labels) for k, (found, _) in votes.items()}
     knn = KNN(neighbours=rules.neighbours, temperature=rules.temperature, pooling=job.pooling)
     return _Score(
         value=value,
@@ -165,13 +199,14 @@ def _score_knn(rules: KNNRules, job: _Job) -> _Score:
             "top-1 by neighbours": first,
             "top-5 by neighbours": five,
         },
+        predictions=_predictions(rules.id, classes, share, labels),
     )
 
 
 def _vote_all(
     rules: KNNRules, job: _Job, train: Features, val: Features, counts: list[int]
-) -> Iterator[tuple[tuple[int, int], dict[int, np.ndarray]]]:
-    """This rank's queries: their range, and by number of neighbours their five classes (q, 5)."""
+) -> Iterator[tuple[tuple[int, int], dict[int, _Votes]]]:
+    """This rank's queries: their range, and by number of neighbours what ``vote`` says of them."""
     world, labels = job.world, job.train_labels
     blocks = range(world.rank, -(-len(val) // QUERY_BLOCK), world.size)
     for first in range(0, len(blocks), QUERIES_TOGETHER):
@@ -195,23 +230,24 @@ def _vote_all(
                         neighbours=k,
                         temperature=rules.temperature,
                         classes=job.data.classes,
-                    ).numpy()
+                    )
                     for k in counts
                 },
             )
 
 
 def _gathered(
-    job: _Job, mine: dict[tuple[int, int], dict[int, np.ndarray]], count: int
-) -> dict[int, Tensor]:
-    """All ranks' answers, (Q, 5) by number of neighbours, every query once."""
+    job: _Job, mine: dict[tuple[int, int], dict[int, _Votes]], count: int
+) -> dict[int, _Votes]:
+    """All ranks' answers by number of neighbours, every query once."""
     together = [pair for part in job.world.gather(mine) for pair in part.items()]
     ranges = sorted(place for place, _ in together)
     assert [stop for _, stop in ranges] == [start for start, _ in ranges[1:]] + [count]
     assert ranges[0][0] == 0
     ordered = [answers for _, answers in sorted(together, key=lambda pair: pair[0])]
     return {
-        k: torch.from_numpy(np.concatenate([answers[k] for answers in ordered])) for k in ordered[0]
+        k: (torch.cat([a[k][0] for a in ordered]), torch.cat([a[k][1] for a in ordered]))
+        for k in ordered[0]
     }
 
 
@@ -230,7 +266,7 @@ def _score_linear(rules: LinearRules, job: _Job) -> _Score:
     # First, as they find what cannot be read before hours of training do.
     val = job.features(job.pooling, of="val")
     weights = train_head(recipe, index, job.cache, job.world)
-    columns = top_classes(weights, val.blocks(BANK_BLOCK))
+    columns, sure = top_classes(weights, val.blocks(BANK_BLOCK))
     found = torch.from_numpy(class_of_column(job.data.train))[columns]
     labels = job.val_labels
     value, error = accuracy(found[:, 0], labels)
@@ -239,6 +275,7 @@ def _score_linear(rules: LinearRules, job: _Job) -> _Score:
         standard_error=error,
         settings=settings_of(recipe),
         details={"top-5": _top5(found, labels)},
+        predictions=_predictions(rules.id, found, sure, labels),
     )
 
 

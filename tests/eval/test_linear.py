@@ -134,8 +134,10 @@ def test_the_answer_is_by_running_statistics_and_ties_go_to_the_lower_class() ->
         head.linear.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
         assert head.norm.running_mean is not None
         head.norm.running_mean.copy_(torch.tensor([10.0, 0.0]))
-    found = top_classes(head.state_dict(), [torch.tensor([[11.0, 3.0], [12.0, -1.0]])])
+    found, sure = top_classes(head.state_dict(), [torch.tensor([[11.0, 3.0], [12.0, -1.0]])])
     assert found.tolist() == [[2, 0, 1, 3], [0, 1, 3, 2]]
+    logits = torch.tensor([[1.0, 1.0, 3.0, 0.0], [2.0, 2.0, -1.0, 0.0]])
+    torch.testing.assert_close(sure, logits.softmax(1).amax(1))
 
 
 def recipe_for(model: Path, photos: Path, *, ranks: int = 1) -> Any:

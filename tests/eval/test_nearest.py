@@ -52,15 +52,16 @@ def test_votes_by_hand() -> None:
     e = float(np.exp(-1))
     assert e + e * e < 1  # so two neighbours of class 0 do not outvote one of class 2
     for k, answer in [(1, [2, -1, -1, -1, -1]), (3, [2, 0, -1, -1, -1]), (4, [2, 0, 1, -1, -1])]:
-        found = vote(similarity, labels, neighbours=k, temperature=0.07, classes=6)
+        found, _ = vote(similarity, labels, neighbours=k, temperature=0.07, classes=6)
         assert found.tolist() == [answer]
 
 
 def test_equal_votes_go_to_the_lower_class_and_two_classes_give_no_five() -> None:
-    found = vote(
+    found, share = vote(
         torch.ones(1, 2), torch.tensor([[1, 0]]), neighbours=2, temperature=0.07, classes=2
     )
     assert found.tolist() == [[0, 1, -1, -1, -1]]
+    assert share.tolist() == [0.5]
 
 
 def test_products_are_in_full_precision_whatever_is_set() -> None:

@@ -15,6 +15,7 @@ from photos import make_photos
 from runs import Run, run, zoo
 
 from eval.classes import CLASSES, class_of
+from eval.predictions import read_saved
 from eval.probe import extract
 from eval.probe_data import class_of_column, open_probe_data
 from eval.probes import PROBES, evaluate_probe
@@ -92,6 +93,12 @@ def test_knn_is_a_plain_vote_over_all_similarities(model: Path, data: Path, tmp_
         top1 = 100 * float((votes.argmax(1) == val.labels).mean())
         assert found["details"]["top-1 by neighbours"][str(k)] == pytest.approx(top1)
     assert found["value"] == found["details"]["top-1 by neighbours"]["20"]
+    saved = read_saved(next(tmp_path.rglob(found["predictions"])))
+    assert saved.predictions.top5[:, 0].tolist() == votes.argmax(1).tolist()
+    share = votes.max(1) / votes.sum(1)
+    assert saved.predictions.confidence.tolist() == pytest.approx(share.tolist(), rel=1e-4)
+    assert saved.names == tuple(str(val.path(i).relative_to(val.root)) for i in range(len(val)))
+    assert saved.header.classes == tuple(val.classes)
     # 100 and 200 are more than there are.
     assert found["details"]["top-1 by neighbours"].keys() == {"10", "20"}
     assert found["settings"] == {"neighbours": 20, "temperature": 0.07, "pooling": "mean"}
@@ -108,6 +115,9 @@ def test_ranks_change_no_sample(model: Path, data: Path, tmp_path: Path, benchma
     assert [f["samples"] for f in found] == [21, 21, 21]
     assert same(found[0], found[1])
     assert same(found[0], found[2])
+    if benchmark == "knn":
+        rows = [next((tmp_path / str(r)).rglob("*.parquet")).read_bytes() for r in (1, 2, 3)]
+        assert rows[0] == rows[1] == rows[2]
     kept = [shards(tmp_path / str(ranks)) for ranks in (1, 2, 3)]
     assert len(kept[0]) == 6 + 3
     assert kept[0] == kept[1] == kept[2]
@@ -208,7 +218,7 @@ def test_a_convnet_has_no_class_token(
 def test_half_precision_is_another_result(model: Path, data: Path, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         assert zoo(words(model, "knn", data, tmp_path, "--dtype", dtype)) == 0
-    found = [json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()]
+    found = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
     assert {f["dtype"] for f in found} == {"float32", "bfloat16"}
     assert zoo(words(model, "knn", data, tmp_path, "--dtype", "int8")) == Exit.USAGE
 
