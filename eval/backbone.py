@@ -51,7 +51,8 @@ class Backbone:
     def pool(self, images01: Tensor, pooled: Pooled) -> Tensor:
         """(B, D) float32, or (B, 2 D) of both; images (B, 3, S, S) in [0, 1] on the device."""
         low = torch.float32 if self.dtype == "float32" else getattr(torch, self.dtype)
-        with torch.autocast(self.device.type, dtype=low, enabled=self.dtype != "float32"):
+        half = torch.autocast(self.device.type, dtype=low, enabled=self.dtype != "float32")
+        with half, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             cls, patches = self._tokens(images01)
         parts = {"cls": cls, "mean": patches.float().mean(1)}
         wanted = [parts[name] for name in pooled.split("+")]

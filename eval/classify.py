@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from eval.classes import columns, real_labels_of
+from eval.corruptions import TYPES
 from eval.crops import crops_of
 from eval.layouts import EvalSet
 from eval.protocols import Protocol
 from eval.scoring import Predictions, concatenate, predict
 from eval.shards import PARTIAL, SHARD, Shards
 from pretrain.distributed import World
+from pretrain.launch import code_version
 from pretrain.signals import StopSignals
 from zoo.errors import DataError, PreemptedError
 from zoo.folder import Classifier
@@ -77,6 +79,7 @@ def open_ways(
     protocols: Sequence[Protocol],
     images: EvalSet,
     settings: Settings,
+    device: torch.device,
 ) -> list[Way]:
     """Every model's way.  Raises DataError for labels that a protocol or a model does not have."""
     ways = []
@@ -87,9 +90,12 @@ def open_ways(
             asdict(preprocess),
             [p.digest for p in protocols],
             images.fingerprint,
+            hashlib.sha256(images.labels.tobytes()).hexdigest(),
             settings.dtype,
             settings.batch,
             SHARD,
+            code_version(),
+            device.type,
         ]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
         ways.append(
@@ -115,6 +121,8 @@ def labels_of(images: EvalSet, protocol: Protocol, model: Classifier) -> Tensor:
     if protocol.subset != "own":
         return labels
     names = model.labels or images.classes
+    if not set(images.classes) <= set(names):
+        names = _without_shared_parent(names)
     unknown = sorted(set(images.classes) - set(names))
     if unknown or len(names) != model.classes:
         what = f"class folders that the model has no class for: {', '.join(unknown[:10])}"
@@ -128,15 +136,22 @@ def labels_of(images: EvalSet, protocol: Protocol, model: Classifier) -> Tensor:
     return torch.tensor([names.index(name) for name in images.classes])[labels]
 
 
+def _without_shared_parent(names: tuple[str, ...]) -> tuple[str, ...]:
+    """``animals/ant``, ``animals/bee`` as ``ant``, ``bee``: a set is read below that folder too."""
+    parents = {name.rpartition("/")[0] for name in names}
+    return tuple(name.rpartition("/")[2] for name in names) if len(parents) == 1 else names
+
+
 def score(
     ways: Sequence[Way],
     images: EvalSet,
     settings: Settings,
     world: World,
     *,
+    write: Callable[[Scored], None],
     advance: Callable[[int], None] = lambda count: None,
-) -> list[Scored]:
-    """Score every way, in one pass over the images; on rank 0, empty on the others.
+) -> None:
+    """Score every way, in one pass over the images; rank 0 writes, and then lets go of the shards.
 
     Finished shards of an interrupted pass are taken as they are.  advance: is told how many images
     are done on this rank.  Raises DataError with the images that cannot be read, IntegrityError for
@@ -152,7 +167,11 @@ def score(
         mine = {number: plan[number] for number in list(plan)[world.rank :: world.size]}
         _walk(ways, images, mine, settings, world.device, advance)
         world.barrier()
-        return _collect(ways, plan, world.size) if world.is_main else []
+        if world.is_main:
+            for scored in _collect(ways, plan, world.size):
+                write(scored)
+            for way in ways:
+                way.shards.remove()
 
 
 def _plan(ways: Sequence[Way], images: EvalSet) -> dict[int, np.ndarray]:
@@ -175,6 +194,8 @@ def asked_for(protocol: Protocol, images: EvalSet) -> Tensor:
 def can_score(protocol: Protocol, images: EvalSet) -> bool:
     """Whether there is an image that the protocol scores: a partial set may hold none."""
     asked = asked_for(protocol, images)
+    if protocol.parts:
+        return any(group.type in TYPES for group in images.groups)
     if protocol.labels == "sets":
         numbers = asked.nonzero().flatten().tolist()
         return bool((real_labels_of([images.basename(i) for i in numbers]) >= 0).any())
@@ -218,7 +239,7 @@ def _walk(
             advance(len(samples))
             if signals.received:
                 raise PreemptedError(
-                    "stopped by a signal; finished shards are kept",
+                    f"stopped by a signal; finished stretches of {SHARD:,} images are kept",
                     where=str(settings.store / PARTIAL),
                     fix="run the same command again to continue",
                 )

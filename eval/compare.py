@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.protocols import PROTOCOLS
 from eval.scoring import RESAMPLES, SEED, Predictions, concatenate
 from zoo.errors import DataError, UsageError
 
@@ -79,7 +80,8 @@ class Comparison:
 def compare(first: Predictions, second: Predictions) -> Comparison:
     """What the second model does differently.
 
-    Raises UsageError where the two were scored by different protocols, DataError where not on the
+    Raises UsageError where the two were scored by different protocols, or by one of several parts
+    with the same images (ImageNet-C); DataError where not on the
     same images with the same labels, or where none has a label.
     """
     if first.protocol != second.protocol:
@@ -87,6 +89,13 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
             "these predictions were scored by different protocols",
             where=f"{first.protocol} and {second.protocol}",
             fix="compare two models on one benchmark, of one version",
+        )
+    known = PROTOCOLS.get(first.protocol)
+    if known and known.parts:
+        raise UsageError(
+            "the files of one image are no independent samples, which McNemar's test wants",
+            where=first.protocol,
+            fix="compare the scores and their standard errors (zoo results)",
         )
     a, b = concatenate([first]), concatenate([second])
     if not torch.equal(a.samples, b.samples) or not torch.equal(a.labels, b.labels):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from eval.crops import images_of
 from eval.report import STYLE, Table
-from eval.validation import images_once
 from pretrain.index import ImageIndex
 from zoo.folder import Classifier
 from zoo.images import read_image
@@ -67,9 +67,7 @@ def guess(
     """What a model takes each image of an index for.  Raises DataError."""
     net = model.net.to(device).eval()
     guesses, sure = [], []
-    for _, images in images_once(
-        index, model.preprocess, np.arange(len(index)), batch=64, workers=workers
-    ):
+    for images in images_of(index, model.preprocess, workers=workers):
         logits = net(model.preprocess.normalise(images.to(device))).float()
         best = logits.softmax(1).max(1)
         guesses.append(logits.argmax(1).cpu())

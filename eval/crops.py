@@ -3,25 +3,18 @@
 B images of a batch · S side of a network's input in pixels
 """
 
-import functools
-import os
-import signal
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from pretrain.distributed import die_with_parent
+from pretrain.loader import answers
 from zoo.errors import DataError, ZooError
 from zoo.images import Preprocess
 
-_FORK = "fork" if sys.platform == "linux" else None
-_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SHOWN = 10
 
 
@@ -41,7 +34,8 @@ class _Crops(Dataset):
     def __init__(self, images: Images, transforms: Sequence[Preprocess]) -> None:
         self.images, self.transforms = images, transforms
 
-    def __getitem__(self, numbers: np.ndarray) -> list[Tensor] | list[ZooError]:
+    def __getitem__(self, numbers: np.ndarray) -> tuple[list[Tensor], list[ZooError]]:
+        """The crops by each transform; or none, and what is wrong with the images."""
         bad: list[ZooError] = []
         crops: list[list[Tensor]] = [[] for _ in self.transforms]
         for i in numbers.tolist():
@@ -52,7 +46,7 @@ class _Crops(Dataset):
                 continue
             for kept, transform in zip(crops, self.transforms, strict=True):
                 kept.append(transform.eval_crop(pixels))
-        return bad or [torch.stack(kept) for kept in crops]
+        return [] if bad else [torch.stack(kept) for kept in crops], bad
 
 
 def crops_of(
@@ -69,11 +63,12 @@ def crops_of(
     where a worker died.
     """
     bad: list[ZooError] = []
-    for answer in _answers(images, batches, transforms, workers):
-        if isinstance(answer[0], ZooError):
-            bad += answer
-        elif not bad:
-            yield answer
+    # Processes that have one batch or none to make would cost more than they save.
+    workers = min(workers, len(batches) // 2)
+    for crops, problems in answers(_Crops(images, transforms), batches, workers=workers):
+        bad += problems
+        if not bad:
+            yield crops
     if bad:
         listed = "; ".join(f"{error.where}: {error.what}" for error in bad[:_SHOWN])
         raise DataError(
@@ -102,52 +97,3 @@ def images_of(
     ]
     for (crops,) in crops_of(images, batches, [preprocess], workers=workers):
         yield crops
-
-
-def _answers(
-    images: Images, batches: Sequence[np.ndarray], transforms: Sequence[Preprocess], workers: int
-) -> Iterator[list]:
-    with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside torch's threads; the child runs none of them.
-        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user's business
-        loader = DataLoader(
-            _Crops(images, transforms),
-            batch_size=None,
-            sampler=batches,
-            collate_fn=_as_is,
-            num_workers=workers,
-            multiprocessing_context=_FORK if workers else None,
-            worker_init_fn=functools.partial(_begin_worker, os.getpid()),
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
-        # A worker that has not yet begun would still end by a signal to the group.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
-        try:
-            answers = iter(loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    try:
-        yield from answers
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ZooError(
-            "a worker that decodes images died",
-            where=str(error).partition("\n")[0],
-            fix="mostly it is memory: use fewer --workers; the same command continues",
-        ) from error
-
-
-def _as_is(answer: list) -> list:
-    return answer
-
-
-def _begin_worker(parent: int, _: int) -> None:
-    die_with_parent(parent)
-    torch.set_num_threads(1)
-    # A scheduler signals the whole group; the process that scores decides when they leave.
-    for number in _OURS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)

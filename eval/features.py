@@ -52,6 +52,8 @@ class FeatureKey:
     pooling: Pooled
     place: str
     """The block or stage that is read."""
+    device: str
+    """Of which kind: another one rounds otherwise."""
     shard: int
     extraction: int
 
@@ -70,6 +72,7 @@ def key_of(backbone: Backbone, fingerprint: str, pooled: Pooled) -> FeatureKey:
         dtype=backbone.dtype,
         pooling=pooled,
         place=backbone.place,
+        device=backbone.device.type,
         shard=SHARD,
         extraction=EXTRACTION,
     )

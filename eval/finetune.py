@@ -10,6 +10,7 @@ B images · N tokens · D width · C classes
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ from pretrain.optim import NotNegative, Rate
 from zoo.card import Score
 from zoo.classes import name_classes
 from zoo.errors import UsageError
-from zoo.folder import Model, load_model
+from zoo.folder import Model, count_classes, load_model, read_config
 from zoo.hub import locate
 from zoo.images import Preprocess
 from zoo.vit import ViTConfig, build_vit, empty_vit, set_drop_path
@@ -52,6 +53,8 @@ class Finetune:
     init: str | None
     """A model folder or name; null begins as pre-training did, to compare with."""
     classes: Annotated[int, Field(ge=2)]
+    new_head: bool = False
+    """Whether a base that is a classifier already may lose its head."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
     """Learning rate of a block over that of the block behind it."""
     drop_path: Rate = 0.1
@@ -66,7 +69,10 @@ class Finetune:
     """How many images get a rectangle of noise."""
 
     def build(self, student: ViTConfig, *, seed: int, device: torch.device) -> "Classification":
-        model = None if self.init is None else read_base(self.init, student)
+        model = None
+        if self.init is not None:
+            require_no_head(locate(self.init), self.classes, new_head=self.new_head)
+            model = read_base(self.init, student)
         return Classification(student, model, self, seed=seed, device=device).to(device)
 
 
@@ -187,6 +193,21 @@ class Classification(nn.Module):
 def standard_error(percent: float, samples: int) -> float:
     """Of a share of so many images, in percent."""
     return (percent * (100 - percent) / samples) ** 0.5
+
+
+def require_no_head(folder: Path, classes: int, *, new_head: bool) -> None:
+    """Raise UsageError where a classifier would be lost that nobody offered to give up."""
+    there = count_classes(folder)
+    if not there or new_head:
+        return
+    width = read_config(folder).width
+    raise UsageError(
+        f"the model is a classifier of {there:,} classes already, and the data has {classes:,}",
+        where=f"head.weight {there, width}, to be {classes, width}; "
+        f"head.bias {(there,)}, to be {(classes,)}",
+        fix="repeat with --new-head (in a recipe: method.new_head=true) to replace its head, or "
+        "give the model it was made from",
+    )
 
 
 def read_base(source: str, student: ViTConfig) -> Model:

@@ -104,6 +104,7 @@ def plan_recipe(
     validation: str,
     images: int,
     classes: int,
+    new_head: bool = False,
     ranks: int = 1,
 ) -> Recipe:
     """The recipe for so many training ``images`` of so many ``classes``."""
@@ -119,6 +120,7 @@ def plan_recipe(
         method=Finetune(
             init=init,
             classes=classes,
+            new_head=new_head,
             layer_decay=layer_decay,
             drop_path=drop_path,
             mixup=plan.mixup,

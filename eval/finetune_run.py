@@ -2,11 +2,11 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.finetune import standard_error
+from eval.finetune import require_no_head, standard_error
 from eval.finetune_page import write_page
 from eval.finetune_plan import plan_recipe, val_share
 from pretrain.checkpoint import newest_valid, read_notes
@@ -20,7 +20,7 @@ from pretrain.split import make_split, read_split, write_split
 from zoo.catalog import folder_here
 from zoo.errors import DataError, UsageError
 from zoo.files import is_there, typed_path
-from zoo.folder import count_classes, holds_convnet, read_config
+from zoo.folder import holds_convnet, read_config
 from zoo.hub import locate
 
 SPLIT_SEED = 0
@@ -103,7 +103,8 @@ def plan_task(
     name = _slug(f"{kind}-{_name_of(folder, model)}-{data.name}")
     run = RunFolder((out or Path("runs") / name).absolute())
     whole = _open_labelled(data, reindex=reindex)
-    _require_no_head(folder, len(whole.classes), new_head=new_head or from_scratch)
+    new_head = new_head or from_scratch
+    require_no_head(folder, len(whole.classes), new_head=new_head)
     source, validation, images = _sources(data, whole, run, write=write)
     recipe = plan_recipe(
         name,
@@ -113,9 +114,19 @@ def plan_task(
         validation=validation,
         images=images,
         classes=len(whole.classes),
+        new_head=new_head,
         ranks=ranks,
     )
-    return Task(recipe=override(recipe, overrides), run=run)
+    return Task(recipe=_warmed(override(recipe, overrides), overrides), run=run)
+
+
+def _warmed(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """With a warm-up that fits a run made shorter: a tenth of it, unless that was said too."""
+    training = recipe.training
+    if any(text.startswith("training.warmup_") for text in overrides):
+        return recipe
+    warmup = min(training.warmup_epochs, training.epochs / 10)
+    return replace(recipe, training=replace(training, warmup_epochs=warmup))
 
 
 def finetune(task: Task, *, device: str = "auto") -> Report | None:
@@ -177,20 +188,6 @@ def _sources(data: Path, whole: ImageIndex, run: RunFolder, *, write: bool) -> t
         if write:
             write_split(split, place)
     return f"split:{place}#train", f"split:{place}#val", len(split.train)
-
-
-def _require_no_head(folder: Path, classes: int, *, new_head: bool) -> None:
-    """Raise UsageError where a classifier would be lost that nobody offered to give up."""
-    there = count_classes(folder)
-    if not there or new_head:
-        return
-    width = read_config(folder).width
-    raise UsageError(
-        f"the model is a classifier of {there:,} classes already, and the data has {classes:,}",
-        where=f"head.weight {there, width}, to be {classes, width}; "
-        f"head.bias {(there,)}, to be {(classes,)}",
-        fix="repeat with --new-head to replace its head, or give the model it was made from",
-    )
 
 
 def _name_of(folder: Path, model: str) -> str:

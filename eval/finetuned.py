@@ -29,13 +29,14 @@ def require_finetuned(model: Classifier) -> None:
 
 
 def recipe_of(model: Classifier) -> dict[str, Any]:
-    """What the score is of, beside the weights: the base and the length of the fine-tuning."""
+    """What the score is of, beside the weights: the base, its images, and for how long."""
     assert model.card is not None, "require_finetuned comes first"
     assert model.card.base is not None
     return {
         "base": model.card.base.name,
         "base_digest": model.card.base.digest,
-        "epochs": model.card.recipe.get("training.epochs"),
+        "steps": model.card.steps,
+        "training_images": model.card.data_fingerprint,
         "recipe": model.card.name,
     }
 

@@ -23,13 +23,16 @@ from eval.layouts.listing import val_numbers
 from eval.results import Result
 from eval.scoring import Predictions, summarise
 from eval.transforms import CARD
+from pretrain.distributed import World
 from pretrain.launch import code_version, environment
 
-OF_PARTS = "mean-error-of-some-parts"
-"""Where not all of ImageNet-C's 75 parts are there: neither of its two scores exists."""
+OF_SOME = "mean-error-of-some-images"
+"""Where not all of ImageNet-C is there: neither of its two scores exists."""
 
 
-def result_of(scored: Scored, images: EvalSet, *, transform: str, dtype: str, ranks: int) -> Result:
+def result_of(
+    scored: Scored, images: EvalSet, *, transform: str, dtype: str, world: World
+) -> Result:
     """The result of one model by one protocol.  transform: as asked for, by its family's name.
 
     Raises DataError where no image has a label.
@@ -38,7 +41,7 @@ def result_of(scored: Scored, images: EvalSet, *, transform: str, dtype: str, ra
     as_it_stands = transform == CARD or protocol.transform == "whole"
     if protocol.parts:
         metric, value, error, details = _corrupted(scored.predictions, images)
-        count = len(scored.predictions)
+        count = sum(g.stop - g.start for g in images.groups if g.type in TYPES)
     else:
         names = (scored.model.labels or images.classes) if protocol.subset == "own" else None
         summary = summarise(scored.predictions, protocol, names=names)
@@ -63,10 +66,13 @@ def result_of(scored: Scored, images: EvalSet, *, transform: str, dtype: str, ra
         complete=images.complete,
         dtype=dtype,
         seconds=round(scored.seconds, 2),
-        ranks=ranks,
+        ranks=world.size,
         code_version=code_version(),
-        environment=environment(),
-        details={**details, **published_as(scored.model)},
+        environment=environment(world.device),
+        details={
+            **details,
+            **(published_as(scored.model) if protocol.name == FINETUNED else {}),
+        },
     )
 
 
@@ -77,15 +83,14 @@ def _corrupted(found: Predictions, images: EvalSet) -> tuple[str, float, float, 
     for group in images.groups:
         part = wrong[group.start : group.stop]
         errors.setdefault(group.type, {})[group.severity] = 100 * float(part.mean())
-    whole = all(kind in errors and len(errors[kind]) == len(SEVERITIES) for kind in TYPES)
     counted = [g for g in images.groups if g.type in TYPES]
     details: dict[str, Any] = {
         "errors": {k: {str(s): e for s, e in v.items()} for k, v in errors.items()}
     }
-    if not whole:
+    if not images.complete:
         weights = np.array([100 / max(len(counted), 1) * (g.type in TYPES) for g in images.groups])
         value = float(np.mean([errors[g.type][g.severity] for g in counted]))
-        return OF_PARTS, value, _error(wrong, images, weights), details
+        return OF_SOME, value, _error(wrong, images, weights), details
     parts = len(TYPES) * len(SEVERITIES)
     plain = np.array([100 / parts * (g.type in TYPES) for g in images.groups])
     normal = np.array(
@@ -106,4 +111,8 @@ def _corrupted(found: Predictions, images: EvalSet) -> tuple[str, float, float, 
 def _error(wrong: np.ndarray, images: EvalSet, weights: np.ndarray) -> float:
     sizes = [group.stop - group.start for group in images.groups]
     parts = np.repeat(np.arange(len(sizes)), sizes)
-    return standard_error(wrong, parts, val_numbers(images.listing), weights)
+    numbers = val_numbers(images.listing)
+    if not numbers.all():  # renamed files: those of one name below class folders are one image
+        keys = ["/".join(images.where(i).split("/")[-2:]) for i in range(len(images))]
+        numbers = np.unique(np.array(keys), return_inverse=True)[1]
+    return standard_error(wrong, parts, numbers, weights)

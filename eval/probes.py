@@ -329,6 +329,6 @@ def _result(
         complete=job.data.complete,
         seed=rules.seed,
         ranks=job.world.size,
-        environment=environment(),
+        environment=environment(job.world.device),
         details=score.details,
     )

@@ -104,10 +104,6 @@ class Protocol:
             "labels_sha256": real_labels_sha256() if self.labels == "sets" else None,
         }
 
-    def is_complete(self, *, images: int, classes: int) -> bool:
-        """Whether a set (of ImageNet-C: a part) of that size may be called by the data's name."""
-        return images in self.images and classes == self.classes
-
 
 _VAL = "ImageNet-1k validation"
 

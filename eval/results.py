@@ -59,6 +59,7 @@ class Result:
         return (
             f"{self.model}  {self.protocol}{f' ({settings})' if settings else ''}  "
             f"{self.metric} {self.value:.2f} ± {self.standard_error:.2f} %  n = {self.samples:,}"
+            + ("" if self.dtype == "float32" else f"  {self.dtype}")
             + ("" if self.complete else f"  {self.data}")
         )
 

@@ -47,8 +47,8 @@ class Options:
     dtype: str = "float32"
     partial: bool = False
     """Take an incomplete set; the result says so."""
-    pooling: str = "cls"
-    """Of a probe: ``cls`` or ``mean``."""
+    pooling: str | None = None
+    """Of a probe: ``cls``, where not given, or ``mean``."""
     batch: int | None = None
     """Images at once; by the device where not given."""
     workers: int = 2
@@ -89,11 +89,12 @@ def evaluate(
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice or not models:
         raise UsageError(
-            f"a model is named twice: {twice[0]}" if twice else "which model?",
-            where="zoo eval MODEL… BENCHMARK",
-            fix="name each model once",
+            f"a model is named twice: {twice[0]}" if twice else "which model, or which benchmark?",
+            where=f"zoo eval MODEL… BENCHMARK; given: {' '.join([*models, benchmark])}",
+            fix="name each model once" if twice else "name a model, and after it a benchmark",
         )
     _require_known(benchmark)
+    _require_used(benchmark, options)
     if benchmark.partition("@")[0] in PROBES:
         return _probe(models, benchmark, data, options)
     if options.dtype not in DTYPES:
@@ -105,6 +106,7 @@ def evaluate(
     protocols, places, missing = _resolve(benchmark, data)
     with start_world(options.device, timeout_seconds=_WEEK) as world:
         nets = [_classifier(name, protocols) for name in models]
+        _require_different(nets)
         opened = {
             name: _together(world, lambda p=place, n=name: _open(p, n, options.partial))
             for name, place in places.items()
@@ -119,6 +121,21 @@ def _require_known(benchmark: str) -> None:
     if benchmark.partition("@")[0] not in known:
         raise UsageError(
             f"no benchmark is called {benchmark!r}", fix=f"choose one of: {', '.join(known)}"
+        )
+
+
+def _require_used(benchmark: str, options: Options) -> None:
+    """Raise UsageError for an option that the benchmark would not look at."""
+    probe = benchmark.partition("@")[0] in PROBES
+    unused = {
+        "--batch": probe and options.batch is not None,
+        "--pooling": options.pooling is not None and (not probe or "sweep" in benchmark),
+        "--cache": not probe and options.cache is not None,
+    }
+    if any(unused.values()):
+        option = next(name for name, given in unused.items() if given)
+        raise UsageError(
+            f"{benchmark} takes no {option}", where="zoo eval", fix=f"leave {option} out"
         )
 
 
@@ -138,7 +155,7 @@ def _probe(
             name,
             benchmark,
             Path(plain),
-            pooling=options.pooling,
+            pooling=options.pooling or "cls",
             partial=options.partial,
             transform=options.transform,
             workers=options.workers,
@@ -236,6 +253,19 @@ def _classifier(name: str, protocols: Sequence[Protocol]) -> Classifier:
     return found
 
 
+def _require_different(nets: Sequence[Classifier]) -> None:
+    """Raise UsageError for one model under two names."""
+    names: dict[str, str] = {}
+    for net in nets:
+        if net.digest in names:
+            raise UsageError(
+                f"{net.name} and {names[net.digest]} are the same network with the same weights",
+                where=str(net.folder),
+                fix="name it once",
+            )
+        names[net.digest] = net.name
+
+
 def _score_all(
     nets: Sequence[Classifier],
     protocols: Sequence[Protocol],
@@ -251,28 +281,34 @@ def _score_all(
     )
     for net in nets:
         net.net.to(world.device)
-    results = []
+    results: list[Result] = []
     with _progress(world) as start, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for name, images in opened.items():
             of_set = [p for p in protocols if set_of(p.name) == name]
             models = [(net, resolve(net.preprocess, of_set[0], options.transform)) for net in nets]
-            ways = open_ways(models, of_set, images, settings)
-            scored = score(ways, images, settings, world, advance=start(name, len(images)))
-            results += [_write(found, images, options, world.size) for found in scored]
-            if world.is_main:  # the others are past the last barrier: none reads them any more
-                for way in ways:
-                    way.shards.remove()
+            ways = open_ways(models, of_set, images, settings, world.device)
+            score(
+                ways,
+                images,
+                settings,
+                world,
+                write=lambda found, images=images: results.append(
+                    _write(found, images, options, world)
+                ),
+                advance=start(name, len(images)),
+            )
     order = {p.id: number for number, p in enumerate(protocols)}
     names = {net.digest: number for number, net in enumerate(nets)}
     return sorted(results, key=lambda r: (names[r.model_digest], order[r.protocol]))
 
 
-def _write(found: Scored, images: EvalSet, options: Options, ranks: int) -> Result:
+def _write(found: Scored, images: EvalSet, options: Options, world: World) -> Result:
     """Write the predictions, then the result that names their file.  Raises DiskError."""
-    result = result_of(found, images, transform=options.transform, dtype=options.dtype, ranks=ranks)
+    result = result_of(found, images, transform=options.transform, dtype=options.dtype, world=world)
     file = f"{result.stem}.parquet"
     names = [images.where(i) for i in found.predictions.samples.tolist()]
-    classes = found.model.labels if found.protocol.subset == "own" else ()
+    own = found.protocol.subset == "own"
+    classes = (found.model.labels or images.classes) if own else ()
     save_predictions(
         options.out / file, found.predictions, names=names, result=result, classes=classes
     )

@@ -25,7 +25,10 @@ def _of_model(results: Sequence[Result]) -> str:
     if len(results) == 1:
         return results[0].line()
     first = results[0]
-    lines = [f"{first.model} · {first.model_digest[:12]} · {first.dtype}", "", _row(_HEAD)]
+    told = [first.model, first.model_digest[:12], first.dtype]
+    if "transform" in first.settings:
+        told.append(f"transform {first.settings['transform']}")
+    lines = [" · ".join(told), "", _row(_HEAD)]
     by_protocol = {result.protocol: result for result in results}
     of_companion = {p.companion: p.id for p in PROTOCOLS.values() if p.companion}
     lines += [
@@ -67,7 +70,7 @@ def _errors(result: Result) -> list[str]:
     if plain is None:
         return [
             "",
-            f"{result.protocol}: mean error {value} of some parts: neither mCE nor its like",
+            f"{result.protocol}: mean error {value} of some images: neither mCE nor its like",
         ]
     return [
         "",

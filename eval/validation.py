@@ -4,69 +4,20 @@ B images · C classes
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from pretrain.index import ImageIndex
-from pretrain.loader import answers
+from eval.crops import crops_of
+from pretrain.distributed import lost_rank
 from pretrain.objective import Heldout
-from zoo.errors import DataError, DivergedError
-from zoo.images import Preprocess, read_image
+from zoo.errors import DivergedError
+from zoo.images import Preprocess
 
 TOP = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Crops(Dataset):
-    """Images by the card's evaluation transform; an unreadable one is an answer of its own."""
-
-    index: ImageIndex
-    preprocess: Preprocess
-
-    def __getitem__(self, numbers: np.ndarray) -> tuple[Tensor, list[DataError]]:
-        """(B, 3, S, S) uint8 of the images that could be read, and what is wrong with others."""
-        crops: list[Tensor] = []
-        bad: list[DataError] = []
-        for number in numbers:
-            try:
-                path = self.index.path(int(number))
-                crops.append(self.preprocess.eval_crop(read_image(path)))
-            except DataError as error:
-                bad.append(error)
-        return torch.stack(crops) if crops else torch.empty(0), bad
-
-
-def images_once(
-    index: ImageIndex, preprocess: Preprocess, numbers: np.ndarray, *, batch: int, workers: int
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(B,) numbers and (B, 3, S, S) uint8 images, each of the ``numbers`` once and in order.
-
-    Raises DataError with the list of images that cannot be read.
-    """
-    requests = [numbers[i : i + batch] for i in range(0, len(numbers), batch)]
-    bad: list[DataError] = []
-    crops = Crops(index=index, preprocess=preprocess)
-    # Processes that have one batch or none to make would cost more than they save.
-    workers = min(workers, len(requests) // 2)
-    for request, (images, problems) in zip(
-        requests, answers(crops, requests, workers=workers), strict=True
-    ):
-        bad += problems
-        if not bad:
-            yield request, images
-    if bad:
-        listed = "; ".join(f"{error.where}: {error.what}" for error in bad[:10])
-        raise DataError(
-            f"{len(bad)} images for validation cannot be read",
-            where=listed + "; …" * (len(bad) > 10),
-            fix="repair or remove them: no image is skipped or replaced where accuracy is measured",
-        )
 
 
 def score(
@@ -82,10 +33,11 @@ def score(
     labels = torch.from_numpy(index.labels).long()
     mine = np.arange(world.rank, len(index), world.size)
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for numbers, images in images_once(
-        index, preprocess, mine, batch=heldout.batch, workers=heldout.workers
-    ):
-        logits = logits_of(preprocess.normalise(images.to(world.device))).float()
+    batches = [mine[i : i + heldout.batch] for i in range(0, len(mine), heldout.batch)]
+    crops = crops_of(index, batches, [preprocess], workers=heldout.workers)
+    for numbers, (images,) in zip(batches, crops, strict=True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            logits = logits_of(preprocess.normalise(images.to(world.device))).float()
         right = labels[numbers].to(world.device)
         five = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         sums += torch.stack(
@@ -95,7 +47,8 @@ def score(
                 F.cross_entropy(logits, right, reduction="sum").double(),
             ]
         )
-    top1, top5, loss = world.sum_(sums).tolist()
+    with lost_rank(world):
+        top1, top5, loss = world.sum_(sums).tolist()
     if not math.isfinite(loss):
         raise DivergedError(
             "the loss on validation images is not finite",

@@ -236,11 +236,12 @@ def _export_all(
 ) -> None:
     """``export/``: the last weights.  ``export-best/``, where there was validation: the best."""
     notes = state.notes
+    # Taken before the best weights go through the same module.
+    last = Exported(name=recipe.name, weights=state.exported(), validation=notes.get("validation"))
     if state.best is not None:
         validation = {**notes["best"], "chosen": "best"}
         best = Exported(name=f"{recipe.name}-best", weights=state.best, validation=validation)
         _export(recipe, run.best, data, objective, state, best)
-    last = Exported(name=recipe.name, weights=state.exported(), validation=notes.get("validation"))
     _export(recipe, run.export, data, objective, state, last)
 
 
@@ -303,13 +304,14 @@ def code_version() -> str:
     return f"tinyzoo {importlib.metadata.version('tinyzoo')}"
 
 
-def environment() -> dict[str, str]:
-    """What a number should be read beside."""
+def environment(device: torch.device | None = None) -> dict[str, str]:
+    """What a number should be read beside.  device: that was used; CUDA where there is any."""
+    on_cuda = device.type == "cuda" if device else torch.cuda.is_available()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": importlib.metadata.version("timm"),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if on_cuda else "cpu",
         "threads": str(torch.get_num_threads()),
     }

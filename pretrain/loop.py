@@ -146,7 +146,7 @@ def train(objective: Objective, job: Job) -> None:
             meters = Meters()
         if isinstance(objective, Validated) and job.epoch_ended:
             _stop_if_diverged(guard, meters, job)
-            _validate(objective, job)
+            _validate(objective, job)  # raises DivergedError too: the last checkpoint stays
         if save_due:
             _stop_if_diverged(guard, meters, job)
             state.notes["meters"] = meters.as_notes()
@@ -205,11 +205,11 @@ def _validate(objective: Validated, job: Job) -> None:
     """Score what would be exported now, and keep it where it is the best so far."""
     state, began = job.state, time.perf_counter()
     state.objective.eval()
-    scores = _score(objective, job)
+    scores = _score(objective)
     if state.average:
         raw = {f"raw_{name}": score for name, score in scores.items()}
         with state.average.in_place():
-            scores = _score(objective, job) | raw
+            scores = _score(objective) | raw
     state.objective.train()
     epoch = round(state.step / job.steps_per_epoch, 3)
     state.notes["validation"] = {"epoch": epoch, "step": state.step, "scores": scores}
@@ -222,8 +222,9 @@ def _validate(objective: Validated, job: Job) -> None:
     job.log.scores(state.step, row, time.perf_counter() - began)
 
 
-def _score(objective: Validated, job: Job) -> dict[str, float]:
-    with torch.inference_mode(), job.training.autocast(job.world.device):
+def _score(objective: Validated) -> dict[str, float]:
+    # In fp32, as evaluation scores it later, whatever training's precision is.
+    with torch.inference_mode():
         return objective.validate()
 
 

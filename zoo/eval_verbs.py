@@ -36,8 +36,9 @@ def evaluate(
     ] = "card",
     partial: Annotated[bool, typer.Option(help="Take an incomplete set, and say so.")] = False,
     pooling: Annotated[
-        str, typer.Option(help="Of a probe: cls, or mean (of the patch tokens).")
-    ] = "cls",
+        str | None,
+        typer.Option(help="Of knn and linear: cls, or mean (of the patches).  [default: cls]"),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images at once.  [default: 256 on CUDA, else 64]")

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pretrain.index import PackedNames, open_index
+from pretrain.index import ImageIndex, PackedNames, open_index
 from zoo.errors import DataError
 from zoo.images import read_image
 
@@ -95,7 +95,11 @@ class Listing:
 
 def list_folder(root: Path) -> Listing:
     """The images below a folder.  Raises DataError where there is none."""
-    index = open_index(root)
+    return list_index(open_index(root))
+
+
+def list_index(index: ImageIndex) -> Listing:
+    """The images that training would see."""
     return Listing(
         place=index.root,
         names=index.names,

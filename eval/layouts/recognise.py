@@ -19,12 +19,16 @@ from eval.layouts.folders import (
 )
 from eval.layouts.hubdata import fetch_parquet, is_hub_data
 from eval.layouts.labelled import Labelled
-from eval.layouts.listing import Listing, first_ten, list_folder
+from eval.layouts.listing import Listing, first_ten, list_folder, list_index
 from eval.layouts.parquet import list_parquet
 from eval.layouts.shards import choose_shards
 from eval.layouts.tars import TarStore, list_tars, tars_below
+from pretrain.data import open_source
 from pretrain.index import EXTENSIONS
 from zoo.errors import DataError, UsageError
+
+SPLIT = "split:"
+"""How a list of images that were set aside begins: ``split:FILE#val``."""
 
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 _SQUEEZED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -129,6 +133,8 @@ def _below(listing: Listing, prefix: str) -> Listing:
 
 def _list(data: Path, benchmark: str) -> Listing:
     """The images at ``data``, whatever they lie in.  Raises DataError, UsageError."""
+    if str(data).startswith(SPLIT):
+        return list_index(open_source(str(data)))
     if is_hub_data(data):
         return list_parquet(fetch_parquet(data, benchmark), benchmark, data)
     if data.is_file():
@@ -179,6 +185,13 @@ def _validation_folder(data: Path, benchmark: str) -> Path:
         folders = [p for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")]
         if benchmark != OWN or (place / "train").is_dir() or len(folders) == 1:
             return place / "val"
+    if benchmark == OWN and (data / "train").is_dir():
+        raise DataError(
+            "there is a train/ folder and no val/",
+            where=str(data),
+            fix="give the validation images: a folder, or split:RUN/split.json#val where zoo "
+            "finetune set them aside",
+        )
     return data
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import timm
 import torch
 from classifiers import SHARD, make_classifier, make_val, rows, small_shards
+from evalsets import picture, write_tree
 from PIL import Image
 from runs import run, zoo
 from safetensors.torch import load_file, save_file
@@ -24,8 +26,11 @@ from eval.layouts import open_eval_set
 from eval.predictions import load_predictions
 from eval.results import Result
 from eval.run import Evaluation, Options, evaluate
+from pretrain.index import open_index
+from pretrain.split import make_split, write_split
 from zoo.errors import DataError, Exit, IntegrityError, PreemptedError, UsageError
 from zoo.folder import Classifier, load_classifier
+from zoo.images import decode
 
 
 @pytest.fixture
@@ -80,6 +85,32 @@ def test_a_result_says_what_it_is_of(model: Path, val: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "out").glob(".partial/*"))
 
 
+def test_the_score_is_that_of_the_folders(model: Path, tmp_path: Path) -> None:
+    """Nine images lie in the folder of what the network takes them for, three in another."""
+    ours, taken = load_classifier(model), {}
+    for seed in range(12):
+        pixels = decode(picture(seed), "here")
+        inputs = ours.preprocess.normalise(ours.preprocess.eval_crop(pixels)[None])
+        taken[seed] = int(logits_of(ours, inputs, "float32").argmax())
+    files = {}
+    for seed, number in taken.items():
+        label = number if seed < 9 else (number + 1) % 1000
+        files[f"{synsets()[label]}/{seed}.jpg"] = picture(seed)
+    (result,) = score([model], write_tree(tmp_path / "val", files), tmp_path / "out").results
+    assert result.value == 75.0
+    guesses = load_predictions(tmp_path / "out" / result.predictions)
+    images = open_eval_set(tmp_path / "val", "in1k-val", partial=True)
+    seeds = [int(Path(images.where(i)).stem) for i in range(12)]
+    assert guesses.top5[:, 0].tolist() == [taken[seed] for seed in seeds]
+    assert guesses.correct1.tolist() == [seed < 9 for seed in seeds]
+
+
+def test_one_model_under_two_names(model: Path, val: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "copy")
+    with pytest.raises(UsageError, match="the same network with the same weights"):
+        score([model, tmp_path / "copy"], val, tmp_path / "out")
+
+
 def test_several_models_at_once_are_as_one_by_one(val: Path, tmp_path: Path) -> None:
     """Two of them see the images alike, the third by a transform of its own."""
     models = [make_classifier(tmp_path / f"net{i}", seed=i) for i in range(2)]
@@ -108,7 +139,7 @@ def test_an_interrupted_evaluation_continues(
     small_shards_here(monkeypatch)
     score([model], val, tmp_path / "whole")
     count_images(monkeypatch, stop_after=2 * SHARD)
-    with pytest.raises(PreemptedError, match="finished shards are kept") as stopped:
+    with pytest.raises(PreemptedError, match="finished stretches of 7 images are kept") as stopped:
         score([model], val, tmp_path / "out")
     assert stopped.value.code == Exit.PREEMPTED
     assert len(list((tmp_path / "out" / ".partial").rglob("*.safetensors"))) == 2
@@ -234,6 +265,32 @@ def test_own_classes_are_found_by_name(photos: Path, tmp_path: Path) -> None:
         score([model], photos, tmp_path / "out", "own")
 
 
+def test_class_folders_below_a_folder_of_their_own(photos: Path, tmp_path: Path) -> None:
+    """Training images lay in ``animals/ant``, and so the class is called."""
+    shutil.copytree(photos, tmp_path / "data" / "animals")
+    model = make_classifier(tmp_path / "net", classes=3)
+    config = json.loads((model / "config.json").read_text())
+    folders = sorted(path.name for path in photos.iterdir() if path.is_dir())
+    config["label_names"] = [f"animals/{name}" for name in folders]
+    (model / "config.json").write_text(json.dumps(config))
+    (result,) = score([model], tmp_path / "data", tmp_path / "out", "own").results
+    assert result.samples == 36
+
+
+def test_training_images_are_no_validation_images(photos: Path, tmp_path: Path) -> None:
+    """Where some were set aside by a list, that list names them."""
+    model = make_classifier(tmp_path / "net", classes=3)
+    shutil.copytree(photos, tmp_path / "data" / "train")
+    with pytest.raises(DataError, match=r"a train/ folder and no val/") as refused:
+        score([model], tmp_path / "data", tmp_path / "out", "own")
+    assert "split.json#val" in refused.value.fix
+    split = make_split(open_index(photos), share=0.25, seed=0)
+    write_split(split, tmp_path / "split.json")
+    place = Path(f"split:{tmp_path / 'split.json'}#val")
+    (result,) = score([model], place, tmp_path / "out", "own").results
+    assert result.samples == len(split.val) == 9
+
+
 def test_own_classes_of_a_head_without_names(photos: Path, tmp_path: Path) -> None:
     fits = make_classifier(tmp_path / "fits", classes=3)
     assert score([fits], photos, tmp_path / "out", "own").results[0].samples == 36
@@ -276,13 +333,16 @@ def test_the_same_evaluation_twice_at_once_is_refused(
     ("words", "text"),
     [
         (["NET", "NET", "in1k-val", "--data", "."], "named twice"),
-        (["in1k-val", "--data", "."], "which model?"),
+        (["in1k-val", "--data", "."], "which model, or which benchmark?"),
         (["NET", "in1k-x", "--data", "."], "no benchmark is called 'in1k-x'"),
         (["NET", "in1k-val", "--data", ".", "--dtype", "int4"], "no precision"),
         (["NET", "in1k-val", "--data", "VAL", "--transform", "vgg"], "no transform"),
         (["NET", "in1k-val", "--data", "a", "--data", "b"], "two data folders"),
         (["NET", "in1k-val", "--data", "in1k-q=a"], "no set is called 'in1k-q'"),
         (["NET", "in1k-val", "--data", "in1k-a=a"], "needs the images of in1k-val"),
+        (["NET", "in1k-val", "--data", "VAL", "--pooling", "mean"], "takes no --pooling"),
+        (["NET", "in1k-val", "--data", "VAL", "--cache", "c"], "takes no --cache"),
+        (["NET", "knn", "--data", "VAL", "--batch", "2"], "takes no --batch"),
     ],
 )
 def test_what_cannot_be_asked(

@@ -111,6 +111,18 @@ def test_best_and_last_are_kept_and_told_apart(finished: Path, heldout: Path) ->
     assert names == [RECIPE, f"{RECIPE}-best"]
 
 
+def test_without_averages_the_last_is_the_last(photos: Path, heldout: Path, tmp_path: Path) -> None:
+    keep = {"training.keep_checkpoints": "9"}
+    assert zoo(command(photos, heldout, tmp_path / "run", keep)) == 0
+    rows = validations(tmp_path / "run")
+    best = max(rows, key=lambda row: row["val_top1"])
+    assert best["step"] < 14
+    for name, step in (("export-best", best["step"]), ("export", 14)):
+        model = tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors"
+        held, exported = load_file(model), load_file(tmp_path / "run" / name / "model.safetensors")
+        assert all(torch.equal(held[f"net.{n}"], tensor) for n, tensor in exported.items())
+
+
 @pytest.mark.parametrize("last", [6, 8, 12], ids=["mid-epoch", "epoch", "last best"])
 def test_continued_it_ends_with_the_same_bits_and_the_same_best(
     photos: Path, heldout: Path, finished: Path, tmp_path: Path, last: int
@@ -240,7 +252,7 @@ def test_unreadable_images_for_validation_are_listed(photos: Path, tmp_path: Pat
         code = run(command(photos, heldout, out, {"data.workers": workers}))
         assert code == [3]
         said = last_words(out)
-        assert "2 images for validation cannot be read" in said["error"]
+        assert said["error"] == "2 of 12 images cannot be read"
         assert "ant/000.jpg" in said["where"]
         assert "cat/002.jpg" in said["where"]
 

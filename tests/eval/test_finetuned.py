@@ -31,7 +31,8 @@ CARD = Card(
     heads=3,
     last_trained_block=1,
     base=BASE,
-    recipe={"training.epochs": 100},
+    steps=500,
+    data_fingerprint="t",
     scores=[LAST],
 )
 
@@ -58,7 +59,8 @@ def test_the_result_says_what_was_fine_tuned_and_how_long(tmp_path: Path) -> Non
     assert result["settings"] == {
         "base": BASE.name,
         "base_digest": BASE.digest,
-        "epochs": 100,
+        "steps": 500,
+        "training_images": "t",
         "recipe": CARD.name,
     }
     assert result["details"]["published_as"] == "mae-vit-b"

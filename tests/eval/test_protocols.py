@@ -6,6 +6,7 @@ import pytest
 
 from eval.classes import columns
 from eval.corruptions import EXTRA_TYPES
+from eval.layouts import expected
 from eval.protocols import PROTOCOLS, find_protocol
 from zoo.errors import UsageError
 
@@ -80,14 +81,12 @@ def test_imagenet_c_has_75_parts_and_no_extra_one() -> None:
     assert protocol.transform == "whole"
 
 
-def test_a_complete_set_is_known_by_its_counts() -> None:
-    val, sketch = find_protocol("in1k-val"), find_protocol("in1k-sketch")
-    assert val.is_complete(images=50_000, classes=1000)
-    assert not val.is_complete(images=49_999, classes=1000)
-    assert not val.is_complete(images=50_000, classes=999)
-    assert sketch.is_complete(images=50_889, classes=1000)
-    assert sketch.is_complete(images=50_874, classes=1000)
-    assert not sketch.is_complete(images=50_000, classes=1000)
+@pytest.mark.parametrize("name", expected())
+def test_what_a_protocol_asks_for_is_what_its_set_must_hold(name: str) -> None:
+    protocol, due = find_protocol(name), expected()[name]
+    assert set(protocol.images) == {due.images, due.or_images or due.images}
+    assert protocol.classes == len(due.synsets)
+    assert list(protocol.parts) == [f"{k}/{s}" for k, s in due.groups if s]
 
 
 def test_a_protocol_is_found_by_its_name() -> None:

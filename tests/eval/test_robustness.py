@@ -6,17 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from classifiers import corrupted_files, make_classifier, make_family, make_val
-from evalsets import write_tree
+from evalsets import THREE, picture, write_tree
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import zoo
 
 from eval import run as run_module
-from eval.corruptions import ALEXNET_ERRORS, EXTRA_TYPES, TYPES, standard_error
+from eval.classes import synsets
+from eval.classify import logits_of
+from eval.compare import compare
+from eval.corruptions import ALEXNET_ERRORS, EXTRA_TYPES, SEVERITIES, TYPES, standard_error
+from eval.layouts import Expected, open_eval_set
 from eval.predictions import load_predictions
 from eval.run import FAMILY, Evaluation, Options, evaluate
 from eval.sets import NAMES, find_sets, parse_data
 from zoo.errors import DataError, Exit, UsageError
+from zoo.folder import load_classifier
+from zoo.images import Preprocess, decode
 
 CLEAN = "in1k-r-clean@1"
 
@@ -49,8 +55,8 @@ def test_the_family_from_one_load(
         assert f"{by_name[name].value:.2f}" in next(
             line for line in card.splitlines() if line.strip().startswith(name)
         )
-    assert "normalised by AlexNet's errors" in card
-    assert "unnormalised: not an mCE" in card
+    assert by_name["in1k-c@1"].metric == "mean-error-of-some-images"
+    assert "neither mCE nor its like" in card
     alone = score(model, "in1k-a", root / "imagenet-a", out=tmp_path / "alone")
     assert alone.results[0].details == by_name["in1k-a@1"].details
 
@@ -84,9 +90,20 @@ def test_the_clean_figure_stands_beside(model: Path, tmp_path: Path) -> None:
     assert "in1k-r-clean@1" in without.missing
 
 
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The made ImageNet-C counts as all of it."""
+    due = Expected(images=4, synsets=THREE[:2], per_class=2, types=TYPES, severities=SEVERITIES)
+    monkeypatch.setattr(
+        run_module, "_open", lambda place, name, partial: open_eval_set(Path(place), name, due=due)
+    )
+
+
+@pytest.mark.usefixtures("whole")
 def test_both_scores_of_the_corrupted_images(model: Path, tmp_path: Path) -> None:
     data = write_tree(tmp_path / "c", corrupted_files((*TYPES, EXTRA_TYPES[0])))
     (result,) = score(model, "in1k-c", data, out=tmp_path / "out").results
+    assert result.samples == 15 * 5 * 4
     errors = result.details["errors"]
     mean = {kind: np.mean(list(errors[kind].values())) for kind in TYPES}
     assert result.metric == "mce-alexnet-normalised"
@@ -104,11 +121,60 @@ def test_both_scores_of_the_corrupted_images(model: Path, tmp_path: Path) -> Non
     )
 
 
-def test_of_some_parts_there_is_no_mce(model: Path, tmp_path: Path) -> None:
+def right_in_some(model: Path) -> dict[str, bytes]:
+    """Four images in each part, in the folder of what the model takes them for; from the severity
+    on that is their number, in another."""
+    ours, files = load_classifier(model), {}
+    for i in range(4):
+        pixels = decode(picture(i), "here")
+        inputs = ours.preprocess.normalise(
+            Preprocess(
+                image_size=16,
+                crop_pct=1.0,
+                crop_mode="squash",
+                mean=ours.preprocess.mean,
+                std=ours.preprocess.std,
+            ).eval_crop(pixels)[None]
+        )
+        taken = int(logits_of(ours, inputs, "float32").argmax())
+        for kind in TYPES:
+            for severity in SEVERITIES:
+                wrong = severity > i or (kind == "fog" and i < 2)
+                label = (taken + 1) % 1000 if wrong else taken
+                files[f"{kind}/{severity}/{synsets()[label]}/{i}.JPEG"] = picture(i)
+    return files
+
+
+def test_errors_are_of_their_own_parts(model: Path, tmp_path: Path) -> None:
+    """Image i is right up to severity i; of fog only images 2 and 3 are."""
+    data = write_tree(tmp_path / "c", right_in_some(model))
+    (result,) = score(model, "in1k-c", data, out=tmp_path / "out").results
+    usual = {"1": 25.0, "2": 50.0, "3": 75.0, "4": 100.0, "5": 100.0}
+    expected = dict.fromkeys(TYPES, usual) | {"fog": {**usual, "1": 50.0}}
+    assert result.details["errors"] == expected
+    assert result.standard_error > 0  # also of files without a validation image's number
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_comparison_of_corrupted_images_is_refused(model: Path, tmp_path: Path) -> None:
+    data = write_tree(tmp_path / "c", corrupted_files())
+    (result,) = score(model, "in1k-c", data, out=tmp_path / "out").results
+    guesses = load_predictions(tmp_path / "out" / result.predictions)
+    with pytest.raises(UsageError, match="no independent samples"):
+        compare(guesses, guesses)
+
+
+def test_only_extra_types(model: Path, tmp_path: Path) -> None:
+    data = write_tree(tmp_path / "c", corrupted_files((EXTRA_TYPES[0],)))
+    with pytest.raises(DataError, match="no image here is of the benchmark's classes"):
+        score(model, "in1k-c", data, out=tmp_path / "out")
+
+
+def test_of_some_images_there_is_no_mce(model: Path, tmp_path: Path) -> None:
     data = write_tree(tmp_path / "c", corrupted_files(("fog", "snow")))
     found = score(model, "in1k-c", data, out=tmp_path / "out")
     (result,) = found.results
-    assert result.metric == "mean-error-of-some-parts"
+    assert result.metric == "mean-error-of-some-images"
     assert not result.complete
     assert "mean-error-unnormalised" not in result.details
     assert "10 of 75 types and severities" in found.text()
