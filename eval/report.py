@@ -186,10 +186,10 @@ def curves(
         axes = _quiet_axes(figure.add_subplot())
         for index, (name, (steps, values)) in enumerate(series.items()):
             style, colour = _DASHES[index % len(_DASHES)], PALETTE[index % len(PALETTE)]
-            axes.plot(steps, values, label=name, color=colour, linestyle=style, linewidth=1.5)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+            dot = "o" if len(steps) == 1 else ""  # one point is no line
+            axes.plot(steps, values, label=name, color=colour, ls=style, lw=1.5, marker=dot)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xmargin=0.01)
         axes.grid(axis="y", color=_RULE, linewidth=0.6)
-        axes.margins(x=0.01)
         if log_y:
             axes.set_yscale("log")
         if len(series) > 1:
