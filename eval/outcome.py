@@ -26,6 +26,8 @@ from eval.transforms import CARD
 from pretrain.distributed import World
 from pretrain.launch import code_version, environment
 
+_SPLITS = ("train", "val", "validation", "test")
+
 OF_SOME = "mean-error-of-some-images"
 """Where not all of ImageNet-C is there: neither of its two scores exists."""
 
@@ -61,7 +63,7 @@ def result_of(
             **({} if as_it_stands else {"transform": transform}),
             **(recipe_of(scored.model) if protocol.name == FINETUNED else {}),
         },
-        data=images.listing.place.name if images.benchmark == OWN else images.name,
+        data=_own_name(images) if images.benchmark == OWN else images.name,
         data_fingerprint=images.fingerprint,
         complete=images.complete,
         dtype=dtype,
@@ -74,6 +76,12 @@ def result_of(
             **(published_as(scored.model) if protocol.name == FINETUNED else {}),
         },
     )
+
+
+def _own_name(images: EvalSet) -> str:
+    """The folder's name; of ``val`` alone nobody knows whose."""
+    place = images.listing.place
+    return f"{place.parent.name} {place.name}" if place.name in _SPLITS else place.name
 
 
 def _corrupted(found: Predictions, images: EvalSet) -> tuple[str, float, float, dict[str, Any]]:

@@ -183,6 +183,12 @@ def _entries(name: str, models: Mapping[str, Entry]) -> Iterator[Entry]:
             yield entry
 
 
+def published_names(models: Mapping[str, Entry]) -> set[str]:
+    """The models that have figures, by the names they go by.  models: the catalog."""
+    in_papers = {name for source in papers().sources for name in source.models}
+    return in_papers | {entry.name for entry in models.values() if entry.figures}
+
+
 def _plain(name: str) -> str:
     """timm's own repositories by timm's names; another's copy of one is not the same model."""
     return name.removeprefix("timm/").removeprefix("hf-hub:timm/")

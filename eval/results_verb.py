@@ -1,14 +1,17 @@
 """``zoo results``: the table of what was scored, or what flipped between two models."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval import table_page
 from eval.flips import SUFFIXES, choose, find_flips, is_file_name
+from eval.papers import published_names
 from eval.result_files import find_results
 from eval.table import as_published, make_cells, select
 from zoo.catalog import load_catalog
+from zoo.entry import Entry
 from zoo.errors import DataError, UsageError
 
 
@@ -34,7 +37,10 @@ def show_table(
     DataError where there is no result, DiskError.
     """
     table_page.require_suffixes(write)
+    models = load_catalog().models
     names = dict(_pair(text) for text in published)
+    for name in names.values():
+        _require_figures(name, models)
     found, notes = find_results(places)
     if not found:
         raise DataError(
@@ -43,7 +49,7 @@ def show_table(
             fix="zoo eval writes them into its --out",
         )
     kept = as_published(select(found, model=model, benchmark=benchmark), names)
-    cells = make_cells(kept, load_catalog().models)
+    cells = make_cells(kept, models)
     for path in write:
         table_page.write(path, cells, notes)
     return Shown(table_page.text(cells), table_page.as_dict(cells, notes), notes)
@@ -69,6 +75,23 @@ def show_flips(
     for path in write:
         flips.write(path)
     return Shown(flips.text(), flips.as_dict(), notes)
+
+
+def _require_figures(name: str, models: Mapping[str, Entry]) -> None:
+    """Raise UsageError for a model that nobody published figures of, as far as is known here."""
+    known = published_names(models)
+    if name in known or any(_names(entry) & {name} for entry in models.values()):
+        return
+    close = difflib.get_close_matches(name, sorted(known), n=3)
+    raise UsageError(
+        f"no published figures of {name[:80]!r} are known",
+        where="--published MODEL=NAME",
+        fix=f"did you mean {', '.join(close)}?" if close else "zoo list shows the models",
+    )
+
+
+def _names(entry: Entry) -> set[str]:
+    return {entry.hosted.repository, f"hf-hub:{entry.hosted.repository}"} if entry.hosted else set()
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """``zoo eval``: models, a benchmark, data; a result for each model."""
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from eval.classes import CLASSES, synsets
 from eval.classify import DTYPES, Scored, Settings, can_score, open_ways, score
 from eval.finetuned import FINETUNED, require_finetuned
 from eval.layouts import EvalSet, open_eval_set
-from eval.layouts.expected import OWN
 from eval.outcome import result_of
 from eval.predictions import save_predictions
 from eval.probes import PROBES, evaluate_probe
@@ -118,9 +118,13 @@ def evaluate(
 
 def _require_known(benchmark: str) -> None:
     known = [ROBUSTNESS, *dict.fromkeys(p.name for p in PROTOCOLS.values()), *PROBES]
-    if benchmark.partition("@")[0] not in known:
+    name = benchmark.partition("@")[0]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
         raise UsageError(
-            f"no benchmark is called {benchmark!r}", fix=f"choose one of: {', '.join(known)}"
+            f"no benchmark is called {benchmark!r}" + (f": {close[0]}?" if close else ""),
+            where="zoo eval MODEL… BENCHMARK",
+            fix=f"choose one of: {', '.join(known)}",
         )
 
 
@@ -220,7 +224,7 @@ def _require_images(
 
 
 def _open(place: Path | str, name: str, partial: bool) -> EvalSet:
-    return open_eval_set(Path(place), OWN if name == OWN else name, partial=partial)
+    return open_eval_set(Path(place), name, partial=partial)
 
 
 def _together(world: World, open_: Callable[[], EvalSet]) -> EvalSet:

@@ -371,7 +371,7 @@ def _differences(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _written(record: Mapping[str, Any], key: str) -> str:
     if key not in record:
-        return "not stated"
+        return "card" if key == "transform" else "not stated"  # said only where it is another
     value = record[key]
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 

@@ -274,7 +274,10 @@ def test_class_folders_below_a_folder_of_their_own(photos: Path, tmp_path: Path)
     config["label_names"] = [f"animals/{name}" for name in folders]
     (model / "config.json").write_text(json.dumps(config))
     (result,) = score([model], tmp_path / "data", tmp_path / "out", "own").results
-    assert result.samples == 36
+    assert (result.samples, result.data) == (36, "animals")
+    (tmp_path / "data" / "animals").rename(tmp_path / "data" / "val")
+    (result,) = score([model], tmp_path / "data", tmp_path / "out", "own").results
+    assert result.data == "data val"
 
 
 def test_training_images_are_no_validation_images(photos: Path, tmp_path: Path) -> None:
@@ -335,6 +338,7 @@ def test_the_same_evaluation_twice_at_once_is_refused(
         (["NET", "NET", "in1k-val", "--data", "."], "named twice"),
         (["in1k-val", "--data", "."], "which model, or which benchmark?"),
         (["NET", "in1k-x", "--data", "."], "no benchmark is called 'in1k-x'"),
+        (["NET", "in1k-vall", "--data", "."], "no benchmark is called 'in1k-vall': in1k-val?"),
         (["NET", "in1k-val", "--data", ".", "--dtype", "int4"], "no precision"),
         (["NET", "in1k-val", "--data", "VAL", "--transform", "vgg"], "no transform"),
         (["NET", "in1k-val", "--data", "a", "--data", "b"], "two data folders"),

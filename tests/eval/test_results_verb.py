@@ -76,6 +76,7 @@ def test_what_is_left_out_is_said_and_costs_nothing(
         (["--model", "you"], 2, "no result of a model called 'you'"),
         (["--write", "table.xls"], 2, "no kind of file"),
         (["--published", "mine"], 2, "--published MODEL=NAME"),
+        (["--published", "mine=tinymim-vit-x"], 2, "did you mean tinymim-vit-"),
         (["--published", "you=tinymim-vit-s"], 2, "no result of a model called 'you'"),
     ],
 )
