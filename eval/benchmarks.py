@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
-from eval import diversity
+from eval import diversity_protocol as diversity
 from eval.probe_protocols import PROBE_PROTOCOLS
 from eval.protocols import PROTOCOLS
 

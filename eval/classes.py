@@ -4,17 +4,18 @@ Every list is timm's own.  A class is known by its number, the place of its syns
 list (n01440764 is 0, n15075141 is 999), or by its synset.
 """
 
+import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from zoo.errors import DataError
@@ -34,7 +35,7 @@ _VAL_NAME = re.compile(r"ILSVRC2012_val_([0-9]{8})(?:_n[0-9]{8})?\.[A-Za-z]+")
 @cache
 def synsets() -> tuple[str, ...]:
     """The 1000 synsets, by class number."""
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
+    return tuple(_info("imagenet_synsets.txt").split())
 
 
 @cache
@@ -46,7 +47,9 @@ def class_of() -> Mapping[str, int]:
 @cache
 def class_names() -> tuple[str, ...]:
     """What each class is, in words, by class number."""
-    return tuple(ImageNetInfo("imagenet-1k").label_descriptions())
+    rows = csv.reader(_info("imagenet_synset_to_lemma.txt").splitlines(), delimiter="\t")
+    lemmas = dict(rows)
+    return tuple(lemmas[synset] for synset in synsets())
 
 
 def columns(subset: Subset) -> Tensor:
@@ -122,4 +125,8 @@ def real_labels_sha256() -> str:
 
 
 def _info(name: str) -> str:
-    return (files("timm.data") / "_info" / name).read_text("utf-8")
+    # By its place: to import timm costs ten seconds, and tables of results need no network.
+    spec = find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    return (Path(spec.origin).parent / "data" / "_info" / name).read_text("utf-8")

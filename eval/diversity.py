@@ -9,8 +9,6 @@ B images · K tokens · D width of a token · G cells along one side · C cells 
 visible · S image side in pixels
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.crops import images_of
+from eval.diversity_protocol import MASK_RATIO, MASK_SEED
 from pretrain.index import ImageIndex, PackedNames
 from pretrain.masked import CellMask, patch_order, patches_of_cells
 from pretrain.teachers.frozen import FrozenTokens
@@ -28,18 +27,8 @@ from zoo.errors import DataError, IntegrityError, UsageError
 from zoo.images import Preprocess
 from zoo.vit import LAYER_NORM_EPS, ViTConfig
 
-PROTOCOL = "diversity@1"
-MASK_RATIO = 0.6
-"""Img2Vec's."""
-MASK_SEED = 0
 USUAL_CELL = 32
 """A ResNet's last cell and Img2Vec's mask unit, in pixels."""
-
-
-def protocol_digest() -> str:
-    """sha256 of what ``diversity@1`` pins; the rest are settings, which a result states."""
-    pinned = {"protocol": PROTOCOL, "mask_ratio": MASK_RATIO, "mask_seed": MASK_SEED}
-    return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.diversity import (
-    MASK_RATIO,
-    MASK_SEED,
-    PROTOCOL,
     Diversity,
     common_cell,
     common_mask,
     measure,
-    protocol_digest,
     require_pairs,
     spread,
 )
@@ -31,6 +27,7 @@ from eval.diversity_page import (
     text_table,
     write_page,
 )
+from eval.diversity_protocol import MASK_RATIO, MASK_SEED, PROTOCOL, protocol_digest
 from eval.results import Result
 from pretrain.distributed import choose_device
 from pretrain.index import ImageIndex, open_index

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.data.imagenet_info import infer_imagenet_subset
 from torch import Tensor
 
 from eval.calibration import aurra, rms_calibration_error, rms_calibration_error_as_published
@@ -86,6 +85,8 @@ def require_head(outputs: int, protocol: Protocol) -> None:
             f"selects its {protocol.classes}"
         )
     else:
+        from timm.data.imagenet_info import infer_imagenet_subset  # slow, for a word in an error
+
         known = infer_imagenet_subset({"num_classes": outputs})
         what = f"the head has {outputs:,} classes" + (f", those of {known}" if known else "")
         fix = (

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from importlib.resources import as_file, files
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data.imagenet_info import ImageNetInfo
 from timm.data.readers.class_map import load_class_map
 
 from eval.classes import (
@@ -50,6 +53,20 @@ def test_class_numbers_are_places_among_sorted_synsets() -> None:
     assert class_of()["n15075141"] == 999
     assert len(class_of()) == len(class_names()) == 1000
     assert class_names()[0].startswith("tench")
+
+
+def test_classes_and_their_names_are_timms() -> None:
+    theirs = ImageNetInfo("imagenet-1k")
+    assert list(synsets()) == theirs.label_names()
+    assert list(class_names()) == theirs.label_descriptions()
+
+
+def test_a_table_of_results_waits_for_no_network_library() -> None:
+    """timm and torchvision cost ten seconds, and there is no network to build."""
+    code = (
+        "import eval.results_verb, sys; sys.exit(bool({'timm', 'torchvision'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("subset", ["a", "r"])
