@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -220,9 +220,11 @@ def _walk(
     ]
     transforms = list(dict.fromkeys(way.preprocess for way in ways))
     asked = {p.id: asked_for(p, images) for p in ways[0].protocols}
-    crops = crops_of(images, [part for _, part in batches], transforms, workers=settings.workers)
+    requests = [part for _, part in batches]
+    # Closed by hand: an exception would keep it, and the workers, which heed no signal, alive.
+    crops = crops_of(images, requests, transforms, workers=settings.workers)
     began, parts = time.perf_counter(), {way.shards.folder: [] for way in ways}
-    with StopSignals() as signals:
+    with closing(crops), StopSignals() as signals:
         for (number, samples), views in zip(batches, crops, strict=True):
             inputs = {
                 transform: transform.normalise(view.to(device, non_blocking=True))

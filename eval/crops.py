@@ -3,7 +3,8 @@
 B images of a batch · S side of a network's input in pixels
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Protocol
 
 import numpy as np
@@ -55,7 +56,7 @@ def crops_of(
     transforms: Sequence[Preprocess],
     *,
     workers: int,
-) -> Iterator[list[Tensor]]:
+) -> Generator[list[Tensor], None, None]:
     """For each batch of numbers (B,), its crops (B, 3, S, S) uint8 by every transform.
 
     An image that cannot be read is never skipped or replaced: from the first one on, nothing more
@@ -65,10 +66,11 @@ def crops_of(
     bad: list[ZooError] = []
     # Processes that have one batch or none to make would cost more than they save.
     workers = min(workers, len(batches) // 2)
-    for crops, problems in answers(_Crops(images, transforms), batches, workers=workers):
-        bad += problems
-        if not bad:
-            yield crops
+    with closing(answers(_Crops(images, transforms), batches, workers=workers)) as found:
+        for crops, problems in found:
+            bad += problems
+            if not bad:
+                yield crops
     if bad:
         listed = "; ".join(f"{error.where}: {error.what}" for error in bad[:_SHOWN])
         raise DataError(
@@ -85,7 +87,7 @@ def images_of(
     batch: int = 64,
     workers: int = 0,
     ranges: Sequence[range] | None = None,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Batches (B, 3, S, S) uint8 of all images in their order, by one transform.
 
     ranges: only these images; no batch reaches over the end of one.  Raises as ``crops_of`` does.

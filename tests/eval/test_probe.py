@@ -116,7 +116,7 @@ def test_zoo_eval_writes_a_result(
         main([*words, "--json"])
     assert stop.value.code == 0
     printed = json.loads(capsys.readouterr().out)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.json")
     assert json.loads(file.read_text()) == printed
     assert printed["protocol"] == "knn@1"
     assert printed["samples"] == 15
