@@ -163,9 +163,10 @@ def score(
             for way in ways:
                 stack.enter_context(way.shards.hold())
         world.barrier()
-        plan = _plan(ways, images)
+        asked = {p.id: asked_for(p, images) for p in ways[0].protocols}
+        plan = _plan(asked)
         mine = {number: plan[number] for number in list(plan)[world.rank :: world.size]}
-        _walk(ways, images, mine, settings, world.device, advance)
+        _walk(ways, images, mine, asked, settings, world.device, advance)
         world.barrier()
         if world.is_main:
             for scored in _collect(ways, plan, world.size):
@@ -174,13 +175,11 @@ def score(
                 way.shards.remove()
 
 
-def _plan(ways: Sequence[Way], images: EvalSet) -> dict[int, np.ndarray]:
+def _plan(asked: dict[str, Tensor]) -> dict[int, np.ndarray]:
     """The images of each shard that some protocol asks for."""
-    wanted = np.zeros(len(images), bool)
-    for protocol in ways[0].protocols:
-        wanted |= asked_for(protocol, images).numpy()
-    numbers = np.flatnonzero(wanted)
-    cuts = np.searchsorted(numbers, range(SHARD, len(images), SHARD))
+    wanted = torch.stack(list(asked.values())).any(0)
+    numbers = wanted.nonzero().flatten().numpy()
+    cuts = np.searchsorted(numbers, range(SHARD, len(wanted), SHARD))
     return {n: found for n, found in enumerate(np.split(numbers, cuts)) if len(found)}
 
 
@@ -193,9 +192,9 @@ def asked_for(protocol: Protocol, images: EvalSet) -> Tensor:
 
 def can_score(protocol: Protocol, images: EvalSet) -> bool:
     """Whether there is an image that the protocol scores: a partial set may hold none."""
-    asked = asked_for(protocol, images)
     if protocol.parts:
         return any(group.type in TYPES for group in images.groups)
+    asked = asked_for(protocol, images)
     if protocol.labels == "sets":
         numbers = asked.nonzero().flatten().tolist()
         return bool((real_labels_of([images.basename(i) for i in numbers]) >= 0).any())
@@ -206,6 +205,7 @@ def _walk(
     ways: Sequence[Way],
     images: EvalSet,
     plan: dict[int, np.ndarray],
+    asked: dict[str, Tensor],
     settings: Settings,
     device: torch.device,
     advance: Callable[[int], None],
@@ -219,7 +219,6 @@ def _walk(
         for part in np.split(plan[n], range(settings.batch, len(plan[n]), settings.batch))
     ]
     transforms = list(dict.fromkeys(way.preprocess for way in ways))
-    asked = {p.id: asked_for(p, images) for p in ways[0].protocols}
     requests = [part for _, part in batches]
     # Closed by hand: an exception would keep it, and the workers, which heed no signal, alive.
     crops = crops_of(images, requests, transforms, workers=settings.workers)

@@ -133,6 +133,25 @@ def save_predictions(
     atomic_write(path, buffer.getvalue())
 
 
+def save_with_predictions(
+    folder: Path,
+    result: Result,
+    predictions: Predictions,
+    *,
+    names: Sequence[str],
+    classes: Sequence[str] = (),
+) -> Result:
+    """Write the predictions, then the result that names their file; returns that one.
+
+    names, classes: as in ``save_predictions``.  Raises DiskError.
+    """
+    result = replace(result, predictions=f"{result.stem}.parquet")
+    place = folder / result.predictions
+    save_predictions(place, predictions, names=names, result=result, classes=classes)
+    result.save(folder)
+    return result
+
+
 def load_predictions(path: Path) -> Predictions:
     """The predictions in a file that ``save_predictions`` wrote, and nobody changed since.
 

@@ -5,14 +5,13 @@ a user's own ``train/`` and ``val/`` have no prefix.  A protocol never changes: 
 another version.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 from eval.classes import VAL_IMAGES, class_order_sha256
+from eval.pinned import Pinned
 from zoo.errors import UsageError
 
 TRAIN_IMAGES = 1_281_167
@@ -20,13 +19,9 @@ TRAIN_IMAGES = 1_281_167
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rules:
+class Rules(Pinned):
     """What every probe pins."""
 
-    name: str
-    version: int = 1
-    about: str
-    """In words; the only field that the digest leaves out."""
     data: Literal["imagenet-1k", "own"]
     features: str = "last trained block or stage, after the final norm"
     transform: str = "card"
@@ -34,20 +29,9 @@ class Rules:
     unless overridden; the resolved one stands in the result."""
     seed: int = 0
 
-    @property
-    def id(self) -> str:
-        """Name and version, such as ``in1k-knn@1``."""
-        return f"{self.name}@{self.version}"
-
-    @property
-    def digest(self) -> str:
-        """sha256 of all that the protocol pins, as canonical JSON."""
-        text = json.dumps(self.pinned(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def pinned(self) -> dict[str, Any]:
         """Every rule of the protocol, its kind, and the data set where there is one."""
-        rules = {name: value for name, value in asdict(self).items() if name != "about"}
+        rules = Pinned.pinned(self)  # super() does not go with slots
         rules["kind"] = type(self).__name__
         if self.data == "imagenet-1k":
             rules |= {"train_images": TRAIN_IMAGES, "val_images": VAL_IMAGES}

@@ -5,7 +5,7 @@ Q validation images · C classes
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from eval.features import Features, cached_features, default_cache
 from eval.layouts import EvalSet
 from eval.linear import linear_recipe, settings_of, top_classes, train_head
 from eval.nearest import BANK_BLOCK, QUERY_BLOCK, nearest, vote
-from eval.predictions import save_predictions
+from eval.predictions import save_with_predictions
 from eval.probe import KNN, accuracy, require_neighbours
 from eval.probe_data import ProbeData, class_of_column, open_probe_data
 from eval.probe_protocols import (
@@ -151,10 +151,9 @@ def evaluate_probe(
 def _write(result: Result, found: Predictions | None, val: EvalSet, out: Path) -> Result:
     """Write the predictions, where there are any, and the result that names their file."""
     if found is not None:
-        result = replace(result, predictions=f"{result.stem}.parquet")
-        names = [val.where(i) for i in range(len(val))]
         own = () if val.classes == synsets() else val.classes
-        save_predictions(out / result.predictions, found, names=names, result=result, classes=own)
+        names = [val.where(i) for i in found.samples.tolist()]
+        return save_with_predictions(out, result, found, names=names, classes=own)
     result.save(out)
     return result
 

@@ -4,10 +4,8 @@ A protocol never changes: another rule is another version.  Its digest covers al
 class lists and label files included.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -19,6 +17,7 @@ from eval.classes import (
     real_labels_sha256,
 )
 from eval.corruptions import SEVERITIES, TYPES
+from eval.pinned import Pinned
 from zoo.errors import UsageError
 
 Labels = Literal["single", "sets"]
@@ -51,13 +50,9 @@ SCORES: tuple[Metric, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Protocol:
+class Protocol(Pinned):
     """One benchmark, one version."""
 
-    name: str
-    version: int = 1
-    about: str
-    """In words; the only field that the digest leaves out."""
     data: str
     """The data set, by the name its authors gave it."""
     subset: Subset | Literal["own"] = "all"
@@ -81,20 +76,9 @@ class Protocol:
     companion: str = ""
     """The protocol whose figure stands beside this one's: the clean one of the same classes."""
 
-    @property
-    def id(self) -> str:
-        """Name and version, such as ``in1k-val@1``."""
-        return f"{self.name}@{self.version}"
-
-    @property
-    def digest(self) -> str:
-        """sha256 of all that the protocol pins, as canonical JSON."""
-        text = json.dumps(self.pinned(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def pinned(self) -> dict[str, Any]:
         """Every rule of the protocol, and what the names in it mean."""
-        rules = {name: value for name, value in asdict(self).items() if name != "about"}
+        rules = Pinned.pinned(self)  # super() does not go with slots
         if self.subset == "own":
             return rules
         return {

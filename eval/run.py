@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from eval.classify import DTYPES, Scored, Settings, can_score, open_ways, score
 from eval.finetuned import FINETUNED, require_finetuned
 from eval.layouts import EvalSet, open_eval_set
 from eval.outcome import result_of
-from eval.predictions import save_predictions
+from eval.predictions import save_with_predictions
 from eval.probes import PROBES, evaluate_probe
 from eval.protocols import PROTOCOLS, Protocol, find_protocol
 from eval.results import Result
@@ -309,16 +309,12 @@ def _score_all(
 def _write(found: Scored, images: EvalSet, options: Options, world: World) -> Result:
     """Write the predictions, then the result that names their file.  Raises DiskError."""
     result = result_of(found, images, transform=options.transform, dtype=options.dtype, world=world)
-    file = f"{result.stem}.parquet"
     names = [images.where(i) for i in found.predictions.samples.tolist()]
     own = found.protocol.subset == "own"
     classes = (found.model.labels or images.classes) if own else ()
-    save_predictions(
-        options.out / file, found.predictions, names=names, result=result, classes=classes
+    return save_with_predictions(
+        options.out, result, found.predictions, names=names, classes=classes
     )
-    result = replace(result, predictions=file)
-    result.save(options.out)
-    return result
 
 
 @contextmanager

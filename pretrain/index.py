@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -215,6 +215,14 @@ def _unchanged(index: ImageIndex) -> bool:
         return False
 
 
+def fingerprint_files(files: Iterable[tuple[bytes, bytes, int]]) -> str:
+    """What a set of images is known by: hex sha256 over folder, name and size in bytes of each."""
+    digest = hashlib.sha256()
+    for folder, name, size in files:
+        digest.update(b"%s/%s\0%d\n" % (folder, name, size))  # no name holds a NUL
+    return digest.hexdigest()
+
+
 class _Folder(NamedTuple):
     """One folder as the walk found it."""
 
@@ -233,10 +241,7 @@ def _walk(root: Path) -> ImageIndex:
             where=_shown(root),
             fix="images end in .jpg, .jpeg, .png or .webp and may lie at any depth",
         )
-    digest = hashlib.sha256()
-    for folder in folders:
-        for name, size in folder.files:
-            digest.update(b"%s/%s\0%d\n" % (folder.name, name, size))  # no name holds a NUL
+    files = ((folder.name, name, size) for folder in folders for name, size in folder.files)
     counts = [len(folder.files) for folder in folders]
     return ImageIndex(
         root=root,
@@ -244,7 +249,7 @@ def _walk(root: Path) -> ImageIndex:
         folders=PackedNames.of([folder.name for folder in folders]),
         folder_ids=np.repeat(np.arange(len(folders), dtype=np.int32), counts),
         folder_times=np.array([folder.time for folder in folders], np.int64),
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint_files(files),
     )
 
 

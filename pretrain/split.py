@@ -4,7 +4,6 @@ The list is one JSON file, so that a run can be continued, and its accuracy look
 very images that it set aside.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pretrain.index import ImageIndex, PackedNames, open_index
+from pretrain.index import ImageIndex, PackedNames, fingerprint_files, open_index
 from zoo.errors import DataError, IntegrityError, UsageError
 from zoo.files import atomic_json
 
@@ -122,7 +121,6 @@ def _only(whole: ImageIndex, names: Sequence[str]) -> ImageIndex:
     """The images of these names, in the folder's own order."""
     wanted = set(names)
     chosen = np.array([i for i in range(len(whole)) if _name(whole, i) in wanted], np.int64)
-    digest = hashlib.sha256()
     sizes = [_size(whole.path(i)) for i in chosen.tolist()]
     if len(chosen) < len(wanted) or None in sizes:
         there = {_name(whole, i) for i, size in zip(chosen.tolist(), sizes, strict=True) if size}
@@ -132,16 +130,17 @@ def _only(whole: ImageIndex, names: Sequence[str]) -> ImageIndex:
             where=f"{whole.root}: {', '.join(lost[:10])}" + ", …" * (len(lost) > 10),
             fix="restore them, or start anew in another folder (--out)",
         )
-    for i, size in zip(chosen.tolist(), sizes, strict=True):
-        folder = whole.folders[int(whole.folder_ids[i])]
-        digest.update(b"%s/%s\0%d\n" % (folder, whole.names[i], size))
+    files = (
+        (whole.folders[int(whole.folder_ids[i])], whole.names[i], size or 0)
+        for i, size in zip(chosen.tolist(), sizes, strict=True)
+    )
     return ImageIndex(
         root=whole.root,
         names=PackedNames.of([whole.names[i] for i in chosen.tolist()]),
         folders=whole.folders,
         folder_ids=whole.folder_ids[chosen],
         folder_times=whole.folder_times,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint_files(files),
     )
 
 

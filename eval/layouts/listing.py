@@ -3,7 +3,6 @@
 Names are bytes, sorted by folder and then by name, as ``pretrain.index`` has them.
 """
 
-import hashlib
 import itertools
 import os
 import re
@@ -16,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pretrain.index import ImageIndex, PackedNames, open_index
+from pretrain.index import ImageIndex, PackedNames, fingerprint_files, open_index
 from zoo.errors import DataError
 from zoo.images import read_image
 
@@ -157,10 +156,8 @@ def fingerprint_of(
     names: PackedNames, folders: Sequence[bytes], folder_ids: np.ndarray, sizes: np.ndarray
 ) -> str:
     """What ``ImageIndex.fingerprint`` is of the same files in folders: hex sha256."""
-    digest = hashlib.sha256()
-    for name, i, size in zip(each(names), folder_ids.tolist(), sizes.tolist(), strict=True):
-        digest.update(b"%s/%s\0%d\n" % (folders[i], name, size))
-    return digest.hexdigest()
+    rows = zip(each(names), folder_ids.tolist(), sizes.tolist(), strict=True)
+    return fingerprint_files((folders[i], name, size) for name, i, size in rows)
 
 
 def is_synset(name: str) -> bool:
