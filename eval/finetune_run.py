@@ -100,7 +100,7 @@ def plan_task(
         )
     student = read_config(folder)
     kind = "scratch" if from_scratch else "finetune"
-    name = _slug(f"{kind}-{_name_of(folder, model)}-{data.name}")
+    name = slug(f"{kind}-{name_of(folder, model)}-{data.name}")
     run = RunFolder((out or Path("runs") / name).absolute())
     whole = _open_labelled(data, reindex=reindex)
     new_head = new_head or from_scratch
@@ -109,7 +109,7 @@ def plan_task(
     recipe = plan_recipe(
         name,
         student=student,
-        init=None if from_scratch else _lasting_name(folder, model),
+        init=None if from_scratch else lasting_name(folder, model),
         source=source,
         validation=validation,
         images=images,
@@ -190,7 +190,7 @@ def _sources(data: Path, whole: ImageIndex, run: RunFolder, *, write: bool) -> t
     return f"split:{place}#train", f"split:{place}#val", len(split.train)
 
 
-def _name_of(folder: Path, model: str) -> str:
+def name_of(folder: Path, model: str) -> str:
     """A model's own name: of its folder, or of the run that it is the export of."""
     if not is_there(typed_path(model)):
         return model
@@ -198,11 +198,11 @@ def _name_of(folder: Path, model: str) -> str:
     return resolved.parent.name if resolved.name.startswith("export") else resolved.name
 
 
-def _lasting_name(folder: Path, model: str) -> str:
+def lasting_name(folder: Path, model: str) -> str:
     """What leads to the model from any current directory."""
     here = is_there(typed_path(model)) or folder_here(model)
     return str(folder.resolve()) if here else model
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:100]

@@ -98,16 +98,36 @@ def save_checkpoint(folder: Path, state: TrainState, *, keep: int) -> Path:
 
     Raises DiskError; then nothing earlier is lost and no temporary stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = state.tensors()
     size = sum(t.nbytes for tensors in files.values() for t in tensors.values())
-    require_space(folder, 2 * size)
-    final = folder / f"step-{state.step}"
-    with atomic_folder(final) as temp:
+
+    def write(place: Path) -> None:
         for name, tensors in files.items():
             plain = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-            save_file(plain, temp / f"{name}.safetensors")
-        atomic_json(temp / _STATE, {"step": state.step, "notes": state.notes})
+            save_file(plain, place / f"{name}.safetensors")
+
+    return write_checkpoint(folder, state.step, state.notes, write, size=size, keep=keep)
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    notes: Mapping[str, Any],
+    write: Callable[[Path], None],
+    *,
+    size: int,
+    keep: int,
+) -> Path:
+    """``save_checkpoint`` of whatever ``write`` puts into the folder it is given.
+
+    size: bytes of it, about.  Raises DiskError, as there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    require_space(folder, 2 * size)
+    final = folder / f"step-{step}"
+    with atomic_folder(final) as temp:
+        write(temp)
+        atomic_json(temp / _STATE, {"step": step, "notes": notes})
         atomic_json(temp / _MANIFEST, _manifest(temp))
     for old in _newest_first(folder)[keep:]:
         shutil.rmtree(old)

@@ -54,6 +54,17 @@ class Recipe(Generic[Student]):
     training: Training
 
 
+class _Named(Protocol):
+    """A recipe of any kind: a dataclass with a name."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=_Named)
+
 _KeyValue = Annotated[str, Field(pattern="^[^=]+=")]
 
 
@@ -142,8 +153,10 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def override(
-    recipe: Recipe, overrides: Iterable[str], known: Mapping[str, list[str]] = MappingProxyType({})
-) -> Recipe:
+    recipe: AnyRecipe,
+    overrides: Iterable[str],
+    known: Mapping[str, list[str]] = MappingProxyType({}),
+) -> AnyRecipe:
     """A recipe with overrides, every field checked.
 
     overrides: ``key.path=value``, or the name of some among the ``known``; a name is added to the

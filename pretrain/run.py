@@ -12,13 +12,12 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from pretrain.checkpoint import TrainState
 from pretrain.distributed import World
-from pretrain.recipe import Recipe, as_record, differences
+from pretrain.recipe import as_record, differences
 from zoo.errors import Exit, IntegrityError, UsageError, ZooError
 from zoo.files import atomic_json, disk_errors, process_alive, sweep
 
@@ -85,8 +84,8 @@ class RunFolder:
                 fix="choose another folder with --out",
             ) from error
 
-    def admit(self, recipe: Recipe) -> None:
-        """Record the recipe, or refuse one that differs from what the folder was made with.
+    def admit(self, recipe: Any) -> None:
+        """Record a recipe, of any kind, or refuse one that differs from what the folder began with.
 
         Where nothing was saved there is nothing to continue: a start that failed over a mistyped
         override does not stand in the way of the right one.
@@ -137,11 +136,17 @@ class RunFolder:
                 atomic_json(self.exit, {**outcome, "rank": world.rank, "step": progress.step})
 
 
+class Stepped(Protocol):
+    """What counts the steps of a run, such as ``TrainState``."""
+
+    step: int
+
+
 @dataclass(slots=True)
 class Progress:
     """How far a run has come, for its last words."""
 
-    state: TrainState | None = None
+    state: "Stepped | None" = None
     """Set once there is one."""
 
     @property

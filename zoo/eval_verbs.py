@@ -16,63 +16,82 @@ from zoo.options import Debug, Json, aligned, answer
 app = typer.Typer()
 
 
+_Transform = Annotated[
+    str, typer.Option(help="card, or how others resize: mae, timm, torchvision.")
+]
+_Pooling = Annotated[
+    str | None,
+    typer.Option(help="Of knn and linear: cls, or mean (of the patches).  [default: cls]"),
+]
+_Batch = Annotated[
+    int | None, typer.Option(min=1, help="Images at once.  [default: 256 on CUDA, else 64]")
+]
+_Cache = Annotated[
+    Path | None, typer.Option(help="Where probes keep features.  [default: the user's cache]")
+]
+_Run = Annotated[
+    Path | None,
+    typer.Option(help="Of a segmentation: run folder.  [default: runs/BENCHMARK-MODEL-DATA]"),
+]
+_Split = Annotated[
+    str | None, typer.Option(help="Of ade20k-test: which images.  [default: validation]")
+]
+_FromScratch = Annotated[
+    bool, typer.Option(help="Of a segmentation: begin with new weights, to compare with.")
+]
+_DumpConfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.py",
+        help="Of a segmentation: write it as a configuration for mmsegmentation's tools, and stop.",
+    ),
+]
+
+
 @app.command("eval")
 def evaluate(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL… BENCHMARK",
+            metavar="MODEL… BENCHMARK [KEY=VALUE…]",
             help="Models (a folder, a name of zoo list, org/name or a timm name), then one of "
             "in1k-val, in1k-real, in1k-v2, in1k-a, in1k-r, in1k-sketch, in1k-c, all of these as "
-            "robustness; own; or a probe: knn, linear, linear-sweep, with in1k- before it for "
-            "ImageNet's.",
+            "robustness; own; a probe: knn, linear, linear-sweep, with in1k- before it for "
+            "ImageNet's; or a segmentation, which trains: ade20k-upernet, upernet, each also with "
+            "-plain; and ade20k-test of a run folder.  KEY=VALUE changes a segmentation's recipe.",
         ),
     ],
     data: Annotated[
-        list[str], typer.Option(metavar="DIR", help="Of the images; or SET=DIR, for each set.")
-    ],
-    transform: Annotated[
-        str, typer.Option(help="card, or how others resize: mae, timm, torchvision.")
-    ] = "card",
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Of the images; or SET=DIR, for each set."),
+    ] = None,
+    transform: _Transform = "card",
     partial: Annotated[bool, typer.Option(help="Take an incomplete set, and say so.")] = False,
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="Of knn and linear: cls, or mean (of the patches).  [default: cls]"),
-    ] = None,
+    pooling: _Pooling = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once.  [default: 256 on CUDA, else 64]")
-    ] = None,
+    batch: _Batch = None,
     out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("results"),
-    cache: Annotated[
-        Path | None, typer.Option(help="Where probes keep features.  [default: the user's cache]")
-    ] = None,
+    cache: _Cache = None,
+    run: _Run = None,
+    split: _Split = None,
+    from_scratch: _FromScratch = False,
+    dump_config: _DumpConfig = None,
+    show: Annotated[bool, typer.Option(help="Of a segmentation: print its recipe, stop.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Of a segmentation: ranks to start.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score models, each image decoded once for all of them.
+    """Score models, each image decoded once for all of them; or train a segmentation and score it.
 
     The same command continues an interrupted evaluation.
     """
-    from eval.run import Options
-    from eval.run import evaluate as run
+    from eval.ask import Asked, ask
 
-    *models, benchmark = words
-    options = Options(
-        transform=transform,
-        dtype=dtype,
-        partial=partial,
-        pooling=pooling,
-        batch=batch,
-        workers=workers,
-        device=device,
-        out=out,
-        cache=cache,
-    )
-    found = run(models, benchmark, data, options)
-    if int(os.environ.get("RANK", "0")) == 0:
+    asked = Asked(**{k: v for k, v in locals().items() if k in Asked.__dataclass_fields__})
+    found = ask(asked)
+    if found is not None and int(os.environ.get("RANK", "0")) == 0:
         answer(found.as_dict() if json_ else found.text(), json_)
 
 

@@ -1,0 +1,1 @@
+"""Semantic segmentation with mmsegmentation: the only door to mmseg, mmengine and mmcv."""

@@ -1,0 +1,170 @@
+"""From counted pixels to a result and a page.
+
+C classes · M images
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from eval.results import Result
+from eval.segmentation.data import Split
+from eval.segmentation.iou import Scores, image_miou, scores_of
+from eval.segmentation.overlays import Example, chosen, worst
+from eval.segmentation.page import Told, write_page
+from eval.segmentation.pixels import read_pixels
+from eval.segmentation.plan import VALIDATION, changed
+from eval.segmentation.protocols import find_seg_protocol
+from eval.segmentation.recipe import Segmentation
+from eval.segmentation.record import Network
+from eval.segmentation.score import guesses
+from pretrain.distributed import World
+from pretrain.launch import code_version, environment
+from pretrain.log import read_log
+from pretrain.recipe import as_record
+from pretrain.run import RunFolder
+from zoo.leaks import portable
+
+_SHOWN = 8
+"""Images of the fixed set; the worst ten stand beside them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A network and where it came from."""
+
+    recipe: Segmentation
+    run: RunFolder
+    network: Network
+    net: nn.Module
+    """On the world's device, in eval mode."""
+    sha256: str
+    """Of its checkpoint."""
+    notes: dict[str, Any]
+    """Of its checkpoint."""
+
+
+def result_of(
+    trained: Trained, split: Split, counts: np.ndarray, *, seconds: float, world: World
+) -> Result:
+    """counts: (M, 3, C), of every image."""
+    recipe, network = trained.recipe, trained.network
+    protocol, scores = find_seg_protocol(recipe.protocol), scores_of(counts)
+    plain = split.split == VALIDATION
+    return Result(
+        protocol=protocol.id,
+        protocol_digest=protocol.digest,
+        model=network.model,
+        model_digest=network.model_digest,
+        metric=protocol.metric,
+        value=scores.miou,
+        standard_error=scores.standard_error,
+        samples=len(split),
+        transform={
+            "image_size": recipe.testing.short_side,
+            "crop": recipe.method.crop,
+            "stride": recipe.testing.stride,
+            "interpolation": "bilinear",
+            "mean": list(network.preprocess.mean),
+            "std": list(network.preprocess.std),
+        },
+        settings=changed(recipe, network),
+        data=split.name if plain else f"{split.name} {split.split}",
+        data_fingerprint=split.fingerprint,
+        complete=split.complete,
+        dtype="float32",
+        seconds=round(seconds, 2),
+        seed=recipe.training.seed,
+        ranks=world.size,
+        code_version=code_version(),
+        environment=environment(world.device),
+        details={
+            **scores.as_dict(split.labels.names),
+            "split": split.split,
+            "iterations": recipe.training.iterations,
+            "training_precision": recipe.training.precision,
+            "skipped_crops": trained.notes["skipped_crops"],
+            "images_without_a_label": len(split.empty),
+            "checkpoint_sha256": trained.sha256,
+        },
+    )
+
+
+def notes_of(result: Result, split: Split) -> list[str]:
+    """What a reader must know of the figure, a sentence each."""
+    details, recipe = result.details, result.settings
+    classes = len(split.labels.names)
+    said = [
+        f"{details['valid_classes']} of {classes} classes valid: the mean is of those that are "
+        "labelled or guessed somewhere"
+    ]
+    if details["split"] == VALIDATION and not split.complete:
+        said.append(f"an incomplete set: {split.missing}")
+    said.append(
+        f"{details['iterations']:,} iterations in {details['training_precision']}, "
+        f"scored in {result.dtype}; training passed over {details['skipped_crops']:,} crops "
+        "without a labelled pixel"
+    )
+    if split.empty:
+        said.append(f"{len(split.empty)} images have no labelled pixel and count nowhere")
+    if recipe:
+        listed = ", ".join(f"{key} {value}" for key, value in recipe.items())
+        said.append(f"not as the protocol has it: {listed}")
+    return said
+
+
+def tell(
+    trained: Trained,
+    split: Split,
+    counts: np.ndarray,
+    result: Result,
+    world: World,
+    *,
+    workers: int,
+) -> Path:
+    """Write the page into the run folder, with pictures of what the network takes images for."""
+    scores: Scores = scores_of(counts)
+    fixed = chosen(_SHOWN, len(split))
+    poor = worst(np.array([image_miou(part) for part in counts]))
+    wanted = sorted({*fixed, *poor})
+    found = {
+        one.number: Example(
+            name=Path(split.files[one.number][0]).name,
+            image_HW3=read_pixels(split.image(one.number)),
+            truth_HW=one.truth,
+            guess_HW=one.guess,
+            miou=image_miou(counts[one.number]),
+        )
+        for one in guesses(
+            trained.net, split, wanted, trained.recipe, workers=workers, device=world.device
+        )
+    }
+    kind = "" if split.split == VALIDATION else f"-{split.split}"
+    place = trained.run.path / f"report{kind}.html"
+    write_page(
+        Told(
+            title=trained.recipe.name,
+            subtitle=f"{result.protocol} · {split.name}, {split.split}: {len(split):,} images",
+            scores=scores,
+            names=split.labels.names,
+            palette=split.labels.palette,
+            pixels=split.pixels,
+            images=len(split),
+            fixed=[found[number] for number in fixed],
+            worst=[found[number] for number in poor],
+            log=_rows(trained.run),
+            record=portable(as_record(trained.recipe)),
+            notes=notes_of(result, split),
+        ),
+        place,
+    )
+    return place
+
+
+def _rows(run: RunFolder) -> list[dict[str, Any]]:
+    names = {"step": "iteration", "total": "loss", "val_mIoU": "mIoU", "val_aAcc": "aAcc"}
+    rows = read_log(run.log) if run.log.exists() else []
+    return [{names.get(key, key): value for key, value in row.items()} for row in rows]

@@ -1,0 +1,275 @@
+"""Training by mmengine's Runner, in a run folder: begin, or continue, up to the last iteration."""
+
+import contextlib
+import gc
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.runner import Runner
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from eval.segmentation.between import STATE, Between, Job, Steps, bare
+from eval.segmentation.config import (
+    Setting,
+    dataset,
+    loader,
+    network,
+    optimization,
+    train_pipeline,
+)
+from eval.segmentation.packages import quiet
+from eval.segmentation.plan import Task
+from eval.segmentation.recipe import Segmentation
+from eval.segmentation.record import Network
+from eval.segmentation.weights import backbone_weights, require_taken
+from pretrain.checkpoint import newest_valid, read_notes
+from pretrain.distributed import World, lost_rank
+from pretrain.launch import environment
+from pretrain.log import RunLog
+from pretrain.recipe import differences
+from pretrain.run import RunFolder, refuse_changes
+from pretrain.signals import StopSignals
+from zoo.errors import DataError, IntegrityError, UsageError
+from zoo.files import disk_errors
+
+
+def fit(task: Task, world: World, progress: Steps) -> Path:
+    """Train to the end, or the rest of the way; returns the last checkpoint.
+
+    Raises UsageError, DataError, IntegrityError, DivergedError, PreemptedError, DiskError,
+    LostRankError.
+    """
+    require_possible(task.recipe, world)
+    said: list[str] = []
+    path = world.from_main(_newest(task.run, said) if world.is_main else None)
+    step, notes = read_notes(path) if path else (0, {})
+    notes = _notes(task, world, notes, said)
+    progress.step = step
+    if step < task.recipe.training.iterations:
+        with StopSignals() as signals, contextlib.closing(_log(task, world, step, notes)) as log:
+            for line in [*said, f"continuing from iteration {step:,}"] if step else said:
+                log.say(line)
+            job = Job(
+                recipe=task.recipe,
+                run=task.run,
+                world=world,
+                val=task.val,
+                log=log,
+                signals=signals,
+                notes=notes,
+                progress=progress,
+            )
+            _train(task, world, job, path)
+        path = world.from_main(_newest(task.run, said) if world.is_main else None)
+    assert path is not None, "the run has just ended with one"
+    return path
+
+
+def load_network(recipe: Segmentation, made: Network, checkpoint: Path) -> nn.Module:
+    """The network of a verified checkpoint, in eval mode, on the CPU.  Raises IntegrityError."""
+    with quiet():
+        net = revert_sync_batchnorm(MODELS.build(network(recipe, Setting(network=made))))
+    net.load_state_dict(read_state(checkpoint)["state_dict"], strict=True)
+    return net.eval()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """mmengine's state, read without running anything of it.
+
+    Raises IntegrityError: mmengine itself would go on to unpickle whatever is there.
+    """
+    try:
+        return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise IntegrityError(
+            "a checkpoint that holds more than tensors and plain values",
+            where=f"{checkpoint / STATE}: {str(error).splitlines()[0][:160]}",
+            fix="remove this checkpoint: an earlier one is used in its place",
+        ) from error
+
+
+def require_possible(recipe: Segmentation, world: World) -> None:
+    """Raise UsageError for what mmengine would fail at in its own words, or train on silently."""
+    training = recipe.training
+    on_cuda = world.device.type == "cuda"
+    if training.global_batch % world.size:
+        raise UsageError(
+            f"{training.global_batch} crops cannot be shared by {world.size} ranks",
+            where="training.global_batch",
+            fix=f"choose a multiple of {world.size}",
+        )
+    if training.global_batch == 1 or (
+        not on_cuda and training.global_batch == world.size and world.size > 1
+    ):
+        raise UsageError(
+            "batch normalisation needs two crops or more: a pooled map of one crop is one number",
+            where=f"training.global_batch={training.global_batch} on {world.size} rank(s); "
+            "SyncBN counts over ranks on CUDA only",
+            fix=f"set training.global_batch={2 * world.size} or more",
+        )
+    if training.precision != "float32" and not on_cuda:
+        raise UsageError(
+            f"mmengine trains in {training.precision} on CUDA only",
+            where="training.precision",
+            fix="set training.precision=float32",
+        )
+    if torch.cuda.is_available() and not on_cuda:
+        raise UsageError(
+            "mmengine takes a CUDA device where there is one",
+            where="--device cpu",
+            fix="hide it: CUDA_VISIBLE_DEVICES= zoo eval …",
+        )
+
+
+def _newest(run: RunFolder, said: list[str]) -> Path | None:
+    return newest_valid(run.checkpoints, said.append)
+
+
+def _log(task: Task, world: World, step: int, notes: dict[str, Any]) -> RunLog:
+    return RunLog(
+        task.run.path,
+        offset=notes.get("log_bytes", 0),
+        step=step,
+        steps=task.recipe.training.iterations,
+        batch=task.recipe.training.global_batch,
+        active=world.is_main,
+    )
+
+
+def _notes(task: Task, world: World, earlier: dict[str, Any], said: list[str]) -> dict[str, Any]:
+    """What checkpoints will carry; refuses to continue a run that began otherwise."""
+    identity = {
+        "model_digest": task.model.digest,
+        "train_fingerprint": task.train.fingerprint,
+        "val_fingerprint": task.val.fingerprint,
+        "ranks": world.size,
+    }
+    now = environment(world.device)
+    if earlier:
+        refuse_changes(task.run.path, earlier["identity"], identity)
+        if changed := differences(earlier["environment"], now):
+            said.append("the environment has changed: " + "; ".join(changed))
+    # Each rank counts what it skips; rank 0 goes on from the sum.
+    skipped = earlier.get("skipped_crops", 0) if world.is_main else 0
+    return {**earlier, "identity": identity, "environment": now, "skipped_crops": skipped}
+
+
+def _train(task: Task, world: World, job: Job, checkpoint: Path | None) -> None:
+    if checkpoint:
+        read_state(checkpoint)
+    weights = task.run.path / "backbone.pth"
+    begin = backbone_weights(
+        task.model.config,
+        None if task.recipe.from_scratch else task.model,
+        backbone=task.recipe.method.backbone,
+        grid=task.recipe.method.crop // task.model.config.patch,
+        seed=task.recipe.training.seed,
+    )
+    if world.is_main:
+        with disk_errors(weights):
+            torch.save(begin, weights)  # mmengine reads it back; whoever kills us here begins anew
+    world.barrier()
+    with quiet(), _own_words(), lost_rank(world), disk_errors(task.run.path):
+        runner = _Runner(**_arguments(task, world, weights, job.progress.step, checkpoint))
+        _speed_up(bare(runner.model), task.recipe)
+        runner.register_hook(_Taken(begin, begun=checkpoint is not None))
+        runner.register_hook(Between(job))
+        runner.train()
+    world.barrier()
+    if world.is_main:
+        weights.unlink()
+    del runner
+    gc.collect()  # its loaders' workers end with it
+
+
+class _Runner(Runner):
+    """mmengine's, which keeps its words to itself: ours are in ``log.jsonl``."""
+
+    def build_logger(self, log_level: Any = "ERROR", log_file: Any = None, **kw: Any) -> MMLogger:
+        return MMLogger.get_instance(name=self._experiment_name, log_level="ERROR")
+
+
+def _arguments(
+    task: Task, world: World, weights: Path, step: int, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Of mmengine's Runner."""
+    recipe = task.recipe
+    on_cuda = world.device.type == "cuda"
+    setting = Setting(network=task.network(), ranks=world.size, on_cuda=on_cuda, weights=weights)
+    data = dataset(task.train, train_pipeline(recipe, strict=True))
+    config: dict[str, Any] = {
+        "model": network(recipe, setting),
+        "train_dataloader": loader(recipe, setting, data, training=True),
+        "train_cfg": {
+            "type": "IterBasedTrainLoop",
+            "max_iters": recipe.training.iterations,
+            "val_interval": recipe.training.iterations,
+        },
+        **optimization(recipe, setting),
+        "default_hooks": {
+            "param_scheduler": {"type": "ParamSchedulerHook"},
+            **dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
+        },
+        "env_cfg": {"cudnn_benchmark": on_cuda},
+        "default_scope": "mmseg",
+        "visualizer": {"type": "Visualizer"},
+        # Workers draw from this seed: after a restart not what they drew at the start.
+        "randomness": {"seed": recipe.training.seed + step},
+        "launcher": "none" if world.size == 1 else "pytorch",
+        "work_dir": str(task.run.path / "mmengine"),
+        "load_from": str(checkpoint / STATE) if checkpoint else None,
+        "resume": checkpoint is not None,
+    }
+    if world.size > 1:
+        wrapper = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
+        if world.device.type == "cpu":
+            wrapper["device_ids"] = None
+        config["model_wrapper_cfg"] = wrapper
+    given = {key: value for key, value in config.items() if key != "model_wrapper_cfg"}
+    return {**given, "cfg": Config(config), "experiment_name": recipe.name}
+
+
+def _speed_up(net: nn.Module, recipe: Segmentation) -> None:
+    if recipe.training.channels_last:
+        for part in (net.neck, net.decode_head, net.auxiliary_head):
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.training.compile:
+        net.backbone.compile()  # type: ignore[operator]
+        net.neck.compile()  # type: ignore[operator]
+
+
+class _Taken(Hook):
+    """Before the first iteration: that mmengine put the pre-trained weights where they belong."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, weights: dict[str, Tensor], *, begun: bool) -> None:
+        self.weights, self.begun = weights, begun
+
+    def before_train(self, runner: Runner) -> None:
+        if not self.begun:
+            require_taken(bare(runner.model).backbone, self.weights)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
+    """A loader worker's DataError arrives wrapped in its traceback: keep its own three lines."""
+    try:
+        yield
+    except DataError as error:
+        lines = error.what.splitlines()
+        starts = [n for n, line in enumerate(lines) if line.startswith("zoo.errors.DataError: ")]
+        if not starts:
+            raise
+        what = lines[starts[-1]].partition(": ")[2]
+        rest = [line.strip() for line in lines[starts[-1] + 1 :]]
+        told = {k: v for k, _, v in (line.partition(": ") for line in rest)}
+        raise DataError(what, where=told.get("where", ""), fix=told.get("to do", "")) from None
