@@ -10,6 +10,7 @@ from typing import Any
 from eval.segmentation.data import Split
 from eval.segmentation.recipe import Segmentation
 from eval.segmentation.record import Network
+from zoo.errors import DataError
 
 IGNORED = 255
 _LONG = 4
@@ -155,8 +156,14 @@ def test_pipeline(recipe: Segmentation) -> list[dict[str, Any]]:
 
 
 def dataset(split: Split, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    """mmsegmentation's data set of a split."""
-    image, mask = (Path(name).suffix for name in split.files[0])
+    """mmsegmentation's data set of a split.  Raises DataError where it would not see all of it."""
+    if split.endings is None:
+        raise DataError(
+            "mmsegmentation reads images of one kind, and these files have several endings",
+            where=str(split.root / "images" / split.split),
+            fix="make all of them .jpg, or all .png",
+        )
+    image, mask = split.endings
     return {
         "type": "BaseSegDataset",
         "data_root": str(split.root),

@@ -11,12 +11,12 @@ of one size after the turn.
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -197,13 +197,18 @@ def _form(depth: int, colour_type: int) -> str:
     return f"{depth}-bit {names.get(colour_type, 'pixels of an unknown kind')}"
 
 
+def turn_of(info: Mapping[Any, Any]) -> int | None:
+    """The EXIF tag by which OpenCV turns an image, of what Pillow's header says (``info``)."""
+    return _orientation(info.get("exif", b""))
+
+
 def _size_as_read(path: Path) -> tuple[tuple[int, int], bool]:
     """(width, height) as OpenCV will give it, and whether they changed places by an EXIF tag."""
     try:
         with Image.open(path, formats=["JPEG", "PNG", "WEBP"]) as image:
             require_sane_size(image.width, image.height, "")
             width, height = image.size
-            tag = _orientation(image.info.get("exif", b""))
+            tag = turn_of(image.info)
     except Exception as error:
         raise _FaultError(_NO_IMAGE, _reason(error)) from error
     turned = tag in _QUARTER_TURNS

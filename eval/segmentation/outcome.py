@@ -12,8 +12,9 @@ from torch import nn
 
 from eval.results import Result
 from eval.segmentation.data import Split
-from eval.segmentation.iou import Scores, image_miou, scores_of
-from eval.segmentation.overlays import Example, chosen, worst
+from eval.segmentation.iou import image_miou, scores_of
+from eval.segmentation.masks import shown
+from eval.segmentation.overlays import Example, chosen, shrunk, worst
 from eval.segmentation.page import Told, write_page
 from eval.segmentation.pixels import read_pixels
 from eval.segmentation.plan import VALIDATION, changed
@@ -61,7 +62,8 @@ def result_of(
         model_digest=network.model_digest,
         metric=protocol.metric,
         value=scores.miou,
-        standard_error=scores.standard_error,
+        # Of one image there is none; the details say so.
+        standard_error=float(np.nan_to_num(scores.standard_error)),
         samples=len(split),
         transform={
             "image_size": recipe.testing.short_side,
@@ -96,11 +98,7 @@ def result_of(
 def notes_of(result: Result, split: Split) -> list[str]:
     """What a reader must know of the figure, a sentence each."""
     details, recipe = result.details, result.settings
-    classes = len(split.labels.names)
-    said = [
-        f"{details['valid_classes']} of {classes} classes valid: the mean is of those that are "
-        "labelled or guessed somewhere"
-    ]
+    said = []
     if details["split"] == VALIDATION and not split.complete:
         said.append(f"an incomplete set: {split.missing}")
     said.append(
@@ -126,17 +124,19 @@ def tell(
     workers: int,
 ) -> Path:
     """Write the page into the run folder, with pictures of what the network takes images for."""
-    scores: Scores = scores_of(counts)
+    scores = scores_of(counts)
     fixed = chosen(_SHOWN, len(split))
     poor = worst(np.array([image_miou(part) for part in counts]))
     wanted = sorted({*fixed, *poor})
     found = {
-        one.number: Example(
-            name=Path(split.files[one.number][0]).name,
-            image_HW3=read_pixels(split.image(one.number)),
-            truth_HW=one.truth,
-            guess_HW=one.guess,
-            miou=image_miou(counts[one.number]),
+        one.number: shrunk(
+            Example(
+                name=shown(Path(split.files[one.number][0]).name),
+                image_HW3=read_pixels(split.image(one.number)),
+                truth_HW=one.truth,
+                guess_HW=one.guess,
+                miou=image_miou(counts[one.number]),
+            )
         )
         for one in guesses(
             trained.net, split, wanted, trained.recipe, workers=workers, device=world.device

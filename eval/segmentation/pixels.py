@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eval.segmentation.masks import turn_of
 from zoo.images import read_image
 
-_ORIENTATION = 0x0112
 _TURNED = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -31,5 +31,5 @@ def read_pixels(path: Path) -> np.ndarray:
     """
     pixels = read_image(path)
     with Image.open(path) as header:
-        tag = header.getexif().get(_ORIENTATION)
+        tag = turn_of(header.info)
     return np.ascontiguousarray(_TURNED[tag](pixels)) if tag in _TURNED else pixels

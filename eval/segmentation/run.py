@@ -170,9 +170,11 @@ def _score(
     result = result_of(trained, split, counts, seconds=seconds, world=world)
     page = tell(trained, split, counts, result, world, workers=options.workers)
     file = result.save(options.out)
+    details = result.details
     lines = [
         result.line(),
-        f"mAcc {result.details['mAcc']:.2f} %, aAcc {result.details['aAcc']:.2f} %",
+        f"mAcc {details['mAcc']:.2f} %, aAcc {details['aAcc']:.2f} %; "
+        f"{details['valid_classes']} of {len(network.classes)} classes valid",
         *notes_of(result, split),
         f"result: {file}",
         f"page:   {page}",

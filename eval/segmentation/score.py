@@ -19,6 +19,7 @@ from eval.segmentation.iou import count
 from eval.segmentation.masks import read_mask
 from eval.segmentation.pixels import read_pixels
 from eval.segmentation.recipe import Segmentation
+from eval.segmentation.upernet import window_logits
 from eval.segmentation.windows import class_map, slide
 from pretrain.distributed import World
 
@@ -77,8 +78,6 @@ def guesses(
     net: an EncoderDecoder in eval mode.  Raises DataError for an image that cannot be read.
     """
     waiting: deque[_Read] = deque()
-    crop = recipe.method.crop
-    size = {"img_shape": (crop, crop), "pad_shape": (crop, crop), "ori_shape": (crop, crop)}
 
     def images() -> Iterator[Tensor]:
         for read in _read(split, numbers, recipe.testing.short_side, workers):
@@ -86,15 +85,12 @@ def guesses(
             # Channels in the network's order, mean and deviation: what it was trained with.
             yield net.data_preprocessor({"inputs": [read.image.to(device)]})["inputs"][0]  # type: ignore[operator]
 
-    def logits_of(windows: Tensor) -> Tensor:
-        return net.encode_decode(windows, [size] * len(windows))  # type: ignore[operator]
-
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for logits in slide(
-            logits_of,
+            lambda windows: window_logits(net, windows),
             images(),
             classes=len(split.labels.names),
-            crop=crop,
+            crop=recipe.method.crop,
             stride=recipe.testing.stride,
             batch=recipe.testing.windows,
         ):
