@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from eval.run import Options, evaluate
 from eval.segmentation.plan import SegOptions
 from eval.segmentation.protocols import SEGMENTATION, TEST
-from eval.segmentation.run import dump_config, plan_run, segment
+from eval.segmentation.run import dump_config, plan_run, ranks_folder, segment
 from pretrain.ranks import start_ranks
 from pretrain.recipe import as_record
 from zoo.errors import UsageError
@@ -146,7 +146,7 @@ def _segment(asked: Asked) -> Answer | None:
     if asked.dump_config:
         return _Said(dump_config(plan_run(*given), asked.dump_config, ranks=asked.nproc))
     if asked.nproc > 1 and "RANK" not in os.environ:
-        folder = Path(asked.models[0]) if test else plan_run(*given).run.path
+        folder = ranks_folder(options) if test else plan_run(*given).run.path
         start_ranks(asked.nproc, sys.argv[1:], folder)
         return None
     return segment(*given)

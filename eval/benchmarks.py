@@ -11,6 +11,7 @@ from types import MappingProxyType
 from eval import diversity_protocol as diversity
 from eval.probe_protocols import PROBE_PROTOCOLS
 from eval.protocols import PROTOCOLS
+from eval.segmentation.protocols import SEG_PROTOCOLS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +28,7 @@ class Benchmark:
 @cache
 def benchmarks() -> Mapping[str, Benchmark]:
     """All of them, by name and version."""
-    known = [*PROTOCOLS.values(), *PROBE_PROTOCOLS.values()]
+    known = [*PROTOCOLS.values(), *PROBE_PROTOCOLS.values(), *SEG_PROTOCOLS.values()]
     found = {p.id: Benchmark(id=p.id, about=p.about, digest=p.digest) for p in known}
     about = "How little the tokens of an image resemble one another"
     tokens = Benchmark(id=diversity.PROTOCOL, about=about, digest=diversity.protocol_digest())

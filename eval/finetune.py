@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from eval.validation import score
 from pretrain.augment import Probability
+from pretrain.bounds import NotNegative, Rate
 from pretrain.index import ImageIndex
 from pretrain.launch import code_version
 from pretrain.objective import Batch, Export, Heldout, ParamGroup
-from pretrain.optim import NotNegative, Rate
 from zoo.card import Score
 from zoo.classes import name_classes
 from zoo.errors import UsageError

@@ -104,9 +104,12 @@ CATALOG_CELLS: _Cells = {
     "mce": (("in1k-c@1", "mce-alexnet-normalised"),),
     "linear": (("in1k-linear@1", "top-1"),),
     "knn": (("in1k-knn@1", "top-1"),),
-    "ade20k": (),  # no protocol of that kind yet
+    "ade20k": (("ade20k-upernet@1", "mIoU"),),
 }
 """Which protocol and metric each metric of the catalog is of."""
+
+_INPUT_SIZE = {"ade20k": 512}
+"""Of the metrics that are not taken at the model's own."""
 
 _CAVEATS = {
     ("c", "TinyMIM Table 4"): "that table says mCE; that it is not normalised is inferred",
@@ -150,8 +153,9 @@ def _of_catalog(
     name: str, cell: tuple[str, str], models: Mapping[str, Entry]
 ) -> Iterator[Published]:
     for entry in _entries(name, models):
-        inputs = Inputs(image_size=entry.network.image_size)
         for figure in entry.figures:
+            size = _INPUT_SIZE.get(figure.metric, entry.network.image_size)
+            inputs = Inputs(image_size=size)
             if cell in CATALOG_CELLS[figure.metric] and not _by_other_rules(figure):
                 note = figure.note or _CAVEATS.get((figure.metric, figure.source), "")
                 yield Published(value=figure.value, source=figure.source, inputs=inputs, note=note)

@@ -23,6 +23,7 @@ from eval.protocols import PROTOCOLS, Protocol, find_protocol
 from eval.results import Result
 from eval.scorecard import scorecard
 from eval.scoring import require_head
+from eval.segmentation.protocols import SEGMENTATION
 from eval.sets import find_sets, parse_data, set_of
 from eval.transforms import CARD, resolve
 from pretrain.distributed import World, start_world
@@ -117,7 +118,8 @@ def evaluate(
 
 
 def _require_known(benchmark: str) -> None:
-    known = [ROBUSTNESS, *dict.fromkeys(p.name for p in PROTOCOLS.values()), *PROBES]
+    classified = dict.fromkeys(p.name for p in PROTOCOLS.values())
+    known = [ROBUSTNESS, *classified, *PROBES, *sorted(SEGMENTATION)]
     name = benchmark.partition("@")[0]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)

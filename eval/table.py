@@ -248,7 +248,7 @@ def _obstacle(result: Result, figure: Published) -> str:
     """Why a figure is not compared; empty if it is."""
     if not result.complete:
         return "the set is incomplete"
-    if _has_other_rules(result):
+    if _has_other_rules(result) or overridden(result):
         return "the rules differ"
     size = result.transform.get("image_size")
     if figure.mismatch(result.transform) == 2:
@@ -307,6 +307,11 @@ def _due(protocol: str) -> int:
     if not (known and known.images) or known.labels == "sets":  # some have none, and do not count
         return 0
     return known.images[0] * max(len(known.parts), 1)
+
+
+def overridden(result: Result) -> bool:
+    """Whether it was trained otherwise than its protocol says: of a segmentation."""
+    return "from_scratch" in result.settings or any("." in key for key in result.settings)
 
 
 def _has_other_rules(result: Result) -> bool:

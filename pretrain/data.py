@@ -22,9 +22,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pretrain.augment import Augment
+from pretrain.bounds import Positive
 from pretrain.index import ImageIndex, open_index
 from pretrain.objective import Batch
-from pretrain.optim import Positive
 from pretrain.split import open_part
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.images import read_image

@@ -18,11 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pretrain.bounds import Count, NotNegative, Positive
 from pretrain.checkpoint import TrainState
 from pretrain.distributed import Agreement, World, lost_rank
 from pretrain.log import Meters, RunLog
 from pretrain.objective import Batch, Objective, Validated
-from pretrain.optim import Count, NotNegative, Optim, Positive, set_lr
+from pretrain.optim import Optim, set_lr
 from pretrain.signals import StopSignals
 from zoo.errors import DataError, DivergedError, PreemptedError
 

@@ -83,6 +83,16 @@ def test_the_loop_knows_no_method_and_no_benchmark() -> None:
     assert not [m for m in modules if m.startswith(forbidden)]
 
 
+def test_mmsegmentation_has_one_door() -> None:
+    behind = {"mmseg", "mmengine", "mmcv", "cv2"}
+    importing = {
+        name_of(path).rpartition("/")[0]
+        for path in FILES
+        if {room_of(module) for module in imports(ast.parse(path.read_text()))} & behind
+    }
+    assert importing == {"eval/segmentation"}
+
+
 @pytest.mark.parametrize("path", OURS, ids=name_of)
 def test_short_files_and_functions(path: Path) -> None:
     source = path.read_text()

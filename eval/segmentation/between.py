@@ -90,6 +90,8 @@ class Between(Hook):
             self._validate(runner)
         if save_due:
             self.save(runner)
+        if stop or done:
+            self._agreement.settle()
         if stop and not done:
             raise PreemptedError(
                 "stopped by a signal; the state is saved",

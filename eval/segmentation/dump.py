@@ -1,9 +1,9 @@
 """A run as a configuration file that mmsegmentation's own tools train and test with."""
 
 from pathlib import Path
+from pprint import pformat
 
 import torch
-from mmengine.config import Config
 
 from eval.segmentation.config import Setting, whole_config
 from eval.segmentation.plan import Task
@@ -37,5 +37,6 @@ def dump(task: Task, place: Path, *, ranks: int) -> dict[str, str]:
         torch.save(tensors, weights)
     setting = Setting(network=task.network(), ranks=ranks, on_cuda=True, weights=weights)
     config = whole_config(recipe, setting, task.train, task.val)
-    atomic_write(place, Config(config).pretty_text)
+    lines = [f"{key} = {pformat(value, sort_dicts=False)}" for key, value in config.items()]
+    atomic_write(place, "\n".join(lines) + "\n")
     return {"configuration": str(place), "weights": str(weights)}

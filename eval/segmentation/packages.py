@@ -8,11 +8,9 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 
+from zoo.doctor.combinations import ORIGINALS
+from zoo.doctor.packages import FORK
 from zoo.errors import UsageError
-
-FORK = ("onedl-mmcv", "onedl-mmengine", "onedl-mmsegmentation")
-ORIGINALS = ("mmcv", "mmcv-full", "mmcv-lite", "mmengine", "mmengine-lite", "mmsegmentation")
-"""OpenMMLab's own releases: the same import names, so whichever was installed last is imported."""
 
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:

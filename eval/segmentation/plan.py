@@ -142,7 +142,8 @@ def changed(recipe: Segmentation, network: Network) -> dict[str, Any]:
     method, training = recipe_for(network.student, network.origin, backbone=protocol.backbone)
     standard = replace(recipe, method=method, training=training, testing=Testing())
     ours, theirs = (dict(flatten(r, runtime=False)) for r in (recipe, standard))
-    found = {key: value for key, value in ours.items() if value != theirs[key]}
+    # The seed has a place of its own in a result.
+    found = {k: v for k, v in ours.items() if v != theirs[k] and k != "training.seed"}
     found |= {"from_scratch": True} if recipe.from_scratch else {}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 

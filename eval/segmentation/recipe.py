@@ -7,12 +7,14 @@ A level is one of the four feature maps, the finest first.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.optim import Count, NotNegative, Positive, Rate
-from zoo.vit import ViTConfig
+from pretrain.bounds import Count, NotNegative, Positive, Rate
+
+if TYPE_CHECKING:  # tables are made without importing torch
+    from zoo.vit import ViTConfig
 
 Backbone = Literal["mae", "plain"]
 """``mae``: the ViT with a relative position bias and a scale for each branch, both new, and a fixed
@@ -72,9 +74,10 @@ class SegTraining:
     precision: Precision = "float32"
     """bfloat16 and float16 are mmengine's autocast; the published recipe says amp and trains in
     float32."""
-    channels_last: bool = False
+    channels_last: bool = field(default=False, metadata={"runtime": True})
     """Memory layout of neck and heads: faster on CUDA in half precision."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata={"runtime": True})
+    """torch.compile, of backbone and neck."""
     log_every: Count = field(default=50, metadata={"runtime": True})
     """Iterations."""
     validate_every: Count = field(default=16_000, metadata={"runtime": True})
@@ -117,7 +120,7 @@ class Segmentation:
 
 
 def recipe_for(
-    student: ViTConfig, origin: str, *, backbone: Backbone
+    student: "ViTConfig", origin: str, *, backbone: Backbone
 ) -> tuple[UPerNet, SegTraining]:
     """The protocol's settings for a ViT of this size that was pre-trained by this method.
 
@@ -133,7 +136,7 @@ def recipe_for(
     return network, replace(SegTraining(), layer_decay=layer_decay_of(student, origin))
 
 
-def layer_decay_of(student: ViTConfig, origin: str) -> float:
+def layer_decay_of(student: "ViTConfig", origin: str) -> float:
     """The protocol's, which depends on size and on how the model was pre-trained."""
     if student.width < 768:
         return LAYER_DECAY["small"]

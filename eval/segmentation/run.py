@@ -49,9 +49,11 @@ def segment(
     """
     place = _require_one(models, benchmark, data)
     import_mmseg()
+    alone = contextlib.nullcontext()
     with start_world(options.device, timeout_seconds=_WEEK) as world:
         if benchmark == TEST:
-            return _score_run(Path(typed_path(models[0])), place, options, world)
+            with RunFolder(ranks_folder(options)).report_exit(world) if world.size > 1 else alone:
+                return _score_run(Path(typed_path(models[0])), place, options, world)
         task = plan(models[0], benchmark, place or "", options, world)
         return _train_and_score(task, options, world)
 
@@ -63,6 +65,11 @@ def plan_run(
     place = _require_one(models, benchmark, data)
     with start_world("cpu") as world:
         return plan(models[0], benchmark, place or "", options, world)
+
+
+def ranks_folder(options: SegOptions) -> Path:
+    """Where ranks that score a run say how they ended: its own ``exit.json`` is of its training."""
+    return options.out.absolute() / ".ranks"
 
 
 def dump_config(task: Task, place: Path, *, ranks: int) -> dict[str, str]:

@@ -177,15 +177,28 @@ def _train(task: Task, world: World, job: Job, checkpoint: Path | None) -> None:
         with disk_errors(weights):
             torch.save(begin, weights)  # mmengine reads it back; whoever kills us here begins anew
     world.barrier()
+    try:
+        _run(task, world, job, begin, weights, checkpoint)
+    finally:
+        if world.is_main:
+            weights.unlink(missing_ok=True)
+
+
+def _run(
+    task: Task,
+    world: World,
+    job: Job,
+    begin: dict[str, Tensor],
+    weights: Path,
+    checkpoint: Path | None,
+) -> None:
     with quiet(), _own_words(), lost_rank(world), disk_errors(task.run.path):
         runner = _Runner(**_arguments(task, world, weights, job.progress.step, checkpoint))
-        _speed_up(bare(runner.model), task.recipe)
+        speed_up(bare(runner.model), task.recipe)
         runner.register_hook(_Taken(begin, begun=checkpoint is not None))
         runner.register_hook(Between(job))
         runner.train()
     world.barrier()
-    if world.is_main:
-        weights.unlink()
     del runner
     gc.collect()  # its loaders' workers end with it
 
@@ -228,16 +241,18 @@ def _arguments(
         "load_from": str(checkpoint / STATE) if checkpoint else None,
         "resume": checkpoint is not None,
     }
-    if world.size > 1:
-        wrapper = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
-        if world.device.type == "cpu":
-            wrapper["device_ids"] = None
-        config["model_wrapper_cfg"] = wrapper
-    given = {key: value for key, value in config.items() if key != "model_wrapper_cfg"}
-    return {**given, "cfg": Config(config), "experiment_name": recipe.name}
+    # Not the whole of it: each checkpoint would hold it as formatted text, and we have our own.
+    rest = Config({"model_wrapper_cfg": _wrapper(world)} if world.size > 1 else {})
+    return {**config, "cfg": rest, "experiment_name": recipe.name}
 
 
-def _speed_up(net: nn.Module, recipe: Segmentation) -> None:
+def _wrapper(world: World) -> dict[str, Any]:
+    on_cpu = {"device_ids": None} if world.device.type == "cpu" else {}
+    return {"type": "MMDistributedDataParallel", "broadcast_buffers": False, **on_cpu}
+
+
+def speed_up(net: nn.Module, recipe: Segmentation) -> None:
+    """Memory layout and compilation, as the recipe asks."""
     if recipe.training.channels_last:
         for part in (net.neck, net.decode_head, net.auxiliary_head):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

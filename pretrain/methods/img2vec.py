@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pretrain.bounds import Count, NotNegative, Positive
 from pretrain.masked import (
     CellMask,
     Decoder,
@@ -24,7 +25,7 @@ from pretrain.masked import (
     require_decoder_sizes,
 )
 from pretrain.objective import Batch, Export, ParamGroup
-from pretrain.optim import Count, NotNegative, Positive, decay_matrices
+from pretrain.optim import decay_matrices
 from pretrain.targets import TargetNorm, TargetScale
 from pretrain.teachers.frozen import FrozenTokens
 from pretrain.teachers.tokens import TokenTeacher

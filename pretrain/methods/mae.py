@@ -14,9 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pretrain.bounds import Count
 from pretrain.masked import Decoder, mask_order, patchify, require_decoder_sizes
 from pretrain.objective import Batch, Export, ParamGroup
-from pretrain.optim import Count, decay_matrices
+from pretrain.optim import decay_matrices
 from pretrain.views import FLIP_DRAWS, flip
 from zoo.images import normalise
 from zoo.vit import ViTConfig, build_vit, embed

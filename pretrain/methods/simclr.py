@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pretrain.bounds import Count, NotNegative, Positive
 from pretrain.objective import Batch, Export, ParamGroup
-from pretrain.optim import Count, NotNegative, Positive, decay_matrices
+from pretrain.optim import decay_matrices
 from pretrain.views import STRONG_VIEW_DRAWS, strong_view
 from zoo.convnet import (
     ConvnetConfig,

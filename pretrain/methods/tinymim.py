@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.bounds import NotNegative, Rate
 from pretrain.objective import Batch, Export, ParamGroup
-from pretrain.optim import NotNegative, Rate, decay_matrices
+from pretrain.optim import decay_matrices
 from pretrain.teachers.vit import FrozenViT, ViTTeacher
 from pretrain.views import TWO_VIEW_DRAWS, two_views
 from zoo.images import normalise

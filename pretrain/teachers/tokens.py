@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pretrain.optim import Count
+from pretrain.bounds import Count
 from pretrain.teachers.convnet import convnet_tokens
 from pretrain.teachers.frozen import FrozenTokens, Precision
 from pretrain.teachers.pixels import pixel_tokens

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from pretrain.optim import Count
+from pretrain.bounds import Count
 from pretrain.teachers.frozen import Frozen, FrozenTokens, Precision
 from zoo.card import TeacherRecord
 from zoo.errors import UsageError

@@ -29,9 +29,11 @@ import pretrain.methods.img2vec
 import pretrain.methods.mae
 import pretrain.methods.tinymim  # noqa: F401
 from eval.run import evaluate  # noqa: F401
+from eval.segmentation.packages import import_mmseg
 from pretrain.log import CLOCK_FIELDS, read_log
 from zoo.cli import main
 
+import_mmseg()
 # Python 3.11's fork server looks for modules to preload in its own path alone.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 _FORKS = multiprocessing.get_context("forkserver")
