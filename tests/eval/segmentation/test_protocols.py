@@ -96,7 +96,7 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("training.layer_decay=0.0", "greater than 0"),
+        ("training.layer_decay=0.0", "training.layer_decay"),
         ("training.precision=fp16", "bfloat16"),
         ("method.backbone=swin", "plain"),
         ("method.taps=[4, 6, 8]", "method.taps"),
