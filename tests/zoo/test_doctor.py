@@ -38,6 +38,9 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Path, token_f
     """A machine with which nothing is wrong; its packages, quick to import, can be spoilt."""
     site = tmp_path / "site"
     site.mkdir()
+    # Extras that are really installed import numpy and torch, which are not what they seem here.
+    install(site, "opencv-python-headless", module="cv2")
+    install(site, "onedl-mmsegmentation", module="mmseg")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return site
