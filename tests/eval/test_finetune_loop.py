@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -152,6 +153,7 @@ def test_killed_it_ends_with_the_same_bits_of(photos: Path, heldout: Path, tmp_p
     started = Run(command(photos, heldout, out, settings))
     while not (out / "checkpoints" / "step-6").exists():
         assert started.running
+        time.sleep(0.002)
     started.kill()
     assert run(command(photos, heldout, out, settings)) == [0]
     assert bits_of(out) == bits_of(undisturbed)

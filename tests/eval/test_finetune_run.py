@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,7 @@ def test_killed_and_started_again_it_ends_the_same(
     started = Run(command(model, photos, out, *more))
     while not (out / "checkpoints" / "step-3").exists():
         assert started.running
+        time.sleep(0.002)
     started.kill()
     assert run(command(model, photos, out, *more)) == [0]
     undisturbed = tmp_path / "undisturbed"

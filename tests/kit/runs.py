@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import hubclient  # noqa: F401
+import pandas  # noqa: F401  # by pyarrow, in the first process that makes an array
 import torch
 from safetensors.torch import load_file
 

@@ -232,6 +232,14 @@ def leave(_: np.ndarray) -> torch.Tensor:
     os._exit(3)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers are looked after every moment, not every few seconds."""
+    monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("end", "says"), [(die, "SIGKILL"), (leave, "exit code 3")])
 def test_a_dead_worker_is_one_clear_error(index: ImageIndex, end: Callable, says: str) -> None:
     with pytest.raises(ZooError, match="a loader worker died") as caught:
@@ -240,6 +248,7 @@ def test_a_dead_worker_is_one_clear_error(index: ImageIndex, end: Callable, says
     assert caught.value.fix
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_killed_from_outside(index: ImageIndex) -> None:
     batches = iter(loader(index))
     next(batches)
@@ -254,10 +263,9 @@ def hang(_: np.ndarray) -> torch.Tensor:
     return torch.zeros(3, 4, 4, dtype=torch.uint8)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_hanging_workers_are_given_up(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_module, "HANG_SECONDS", 0)
-    monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.2)
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
     with pytest.raises(ZooError, match="gave nothing"):
         list(loader(index, hang))
 

@@ -1,7 +1,5 @@
 """TinyMIM: the numbers of the official classes, and what is computed, trained and shipped."""
 
-import math
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from maefiles import encoder
 from models import TEACHER, make_model
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -52,23 +51,11 @@ STUDENT_SPOT = {
 }
 
 
-def filled(config: ViTConfig, dtype: torch.dtype) -> VisionTransformer:
+def filled(config: ViTConfig) -> VisionTransformer:
     """The network with weights that numpy draws from each parameter's name."""
-    vit = build_vit(config, seed=0)
-    state = vit.state_dict()
-    for name, tensor in state.items():
-        if name != "pos_embed":
-            rng = np.random.default_rng(zlib.crc32(name.encode()))
-            values = rng.standard_normal(tuple(tensor.shape))
-            if name.endswith(".bias") or name == "cls_token":
-                values *= 0.02
-            elif values.ndim == 1:
-                values = 1 + 0.1 * values
-            else:
-                values /= math.sqrt(math.prod(values.shape[1:]))
-            state[name] = torch.from_numpy(values.astype(np.float32))
-    vit.load_state_dict(state)
-    return vit.eval().to(dtype)
+    vit = empty_vit(config)
+    vit.load_state_dict(encoder(config), assign=True)
+    return vit.eval()
 
 
 def read(vit: VisionTransformer, images: Tensor, block: int) -> list[Tensor]:
@@ -77,13 +64,20 @@ def read(vit: VisionTransformer, images: Tensor, block: int) -> list[Tensor]:
     return [found[tap] for tap in wanted]
 
 
+@pytest.fixture(scope="module")
+def base() -> VisionTransformer:
+    return filled(VIT_B)
+
+
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["f64", "f32"])
-def reference(request: pytest.FixtureRequest) -> tuple[Tensor, list[Tensor]]:
+def reference(
+    request: pytest.FixtureRequest, base: VisionTransformer
+) -> tuple[Tensor, list[Tensor]]:
     """Two images, and the base teacher's Q, K and V of block 12 for them."""
     pixels = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
     images = torch.from_numpy(pixels).to(request.param)
     with torch.no_grad():
-        return images, read(filled(VIT_B, request.param), images, 12)
+        return images, read(base.to(request.param), images, 12)
 
 
 def test_teacher_relations_are_the_official_ones(reference: tuple[Tensor, list[Tensor]]) -> None:
@@ -98,7 +92,7 @@ def test_losses_and_gradients_are_the_official_ones(
     size: str, reference: tuple[Tensor, list[Tensor]]
 ) -> None:
     images, (q_t, k_t, v_t) = reference
-    student = filled(PAIRS[size], images.dtype)
+    student = filled(PAIRS[size]).to(images.dtype)
     q, k, v = read(student, images, 12)
     qk, vv = relation_loss((q_t, k_t), (q, k), 12), relation_loss((v_t, v_t), (v, v), 12)
     assert qk.dtype == images.dtype
