@@ -36,8 +36,10 @@ $(READY): requirements.lock bootstrap.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/zoo demo
 
+# By two processes, a file of tests each at a time.  Container images often ask Python to keep no
+# bytecode: then every process that the tests start would compile torch and timm anew.
 test: $(READY)
-	$(PYTEST)
+	PYTHONDONTWRITEBYTECODE= $(PYTEST) --numprocesses 2 --dist loadfile
 
 soak: $(READY)
 	TINYZOO_KILLS=$(KILLS) $(PYTEST) -m slow --timeout 3000

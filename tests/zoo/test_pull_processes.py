@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,8 +155,10 @@ def nobody(endpoint: str, cache: Path) -> None:
 @pytest.fixture
 def open_cache(tmp_path: Path) -> Path:
     """A cache that other users can reach."""
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            folder.chmod(mode | 0o055)
     return tmp_path / "cache"
 
 
