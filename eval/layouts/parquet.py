@@ -114,7 +114,7 @@ def list_parquet(paths: Sequence[Path], benchmark: str, place: Path) -> Listing:
 def _require_form(path: Path) -> None:
     try:
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(
             f"not a whole Parquet file: {_reason(error)}", where=str(path), fix=_AGAIN
         ) from error

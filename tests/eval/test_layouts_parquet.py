@@ -334,6 +334,14 @@ def test_a_damaged_file_is_an_error_or_three_images(
             assert found.read(i).ndim == 3
 
 
+def test_a_column_name_that_is_no_text(scratch: Path, whole: bytes) -> None:
+    file = scratch / "named.parquet"
+    file.write_bytes(whole.replace(b"label", b"\xffabel"))
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        open_eval_set(file, "own")
+    file.unlink()
+
+
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.layouts.parquet.find_spec", lambda name: None)
     file = write_parquet(tmp_path / "val.parquet", rows_of(val_files()))
