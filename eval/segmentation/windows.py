@@ -82,11 +82,12 @@ def _windows(images: Iterable[Tensor], crop: int, stride: int) -> Iterator[tuple
     """Views of the images, each with its place."""
     for image in images:
         height, width = image.shape[1:]
-        padded = F.pad(image, (0, max(crop - width, 0), 0, max(crop - height, 0)))
+        if min(height, width) < crop:
+            image = F.pad(image, (0, max(crop - width, 0), 0, max(crop - height, 0)))
         corners = _covering((height, width), crop, stride)
         for number, (top, left) in enumerate(corners):
             place = _Place(size=(height, width), top=top, left=left, number=number, of=len(corners))
-            yield padded[:, top : top + crop, left : left + crop], place
+            yield image[:, top : top + crop, left : left + crop], place
 
 
 def _covering(size: tuple[int, int], crop: int, stride: int) -> list[tuple[int, int]]:
