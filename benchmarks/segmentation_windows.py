@@ -4,7 +4,7 @@
 
 mmseg's side is its ``slide_inference`` and ``postprocess_result``; ours is ``eval.segmentation``'s
 windows, decode head and class map.  ViT-T with mmseg's MAE backbone, random weights, images of
-drawn sizes as in ADE20K (short side 512).  The two take turns on each image; process CPU time of
+drawn sizes as in ADE20K (short side 512).  They take turns, pass by pass; process CPU time of
 one thread, or the clock on a GPU.  *Windows* are ours with mmseg's own head: what batches bring.
 Goals: 1.2 times the images on a CPU, twice on a GPU, mIoU within 0.01.
 """
