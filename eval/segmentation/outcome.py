@@ -54,7 +54,7 @@ def result_of(
     """counts: (M, 3, C), of every image."""
     recipe, network = trained.recipe, trained.network
     protocol, scores = find_seg_protocol(recipe.protocol), scores_of(counts)
-    plain = split.split == VALIDATION
+    name = split.name if split.split == VALIDATION else f"{split.name} {split.split}"
     return Result(
         protocol=protocol.id,
         protocol_digest=protocol.digest,
@@ -74,7 +74,7 @@ def result_of(
             "std": list(network.preprocess.std),
         },
         settings=changed(recipe, network),
-        data=split.name if plain else f"{split.name} {split.split}",
+        data=name if split.complete else f"{name}, {split.missing}",
         data_fingerprint=split.fingerprint,
         complete=split.complete,
         dtype="float32",
@@ -97,20 +97,20 @@ def result_of(
 
 def notes_of(result: Result, split: Split) -> list[str]:
     """What a reader must know of the figure, a sentence each."""
-    details, recipe = result.details, result.settings
+    details, changes = result.details, result.settings
     said = []
-    if details["split"] == VALIDATION and not split.complete:
-        said.append(f"an incomplete set: {split.missing}")
+    if not split.complete:
+        said.append(f"An incomplete set: {split.missing}.")
     said.append(
-        f"{details['iterations']:,} iterations in {details['training_precision']}, "
-        f"scored in {result.dtype}; training passed over {details['skipped_crops']:,} crops "
-        "without a labelled pixel"
+        f"{details['iterations']:,} iterations in {details['training_precision']}, scored in "
+        f"{result.dtype}. Training passed over {details['skipped_crops']:,} crops without a "
+        "labelled pixel."
     )
     if split.empty:
-        said.append(f"{len(split.empty)} images have no labelled pixel and count nowhere")
-    if recipe:
-        listed = ", ".join(f"{key} {value}" for key, value in recipe.items())
-        said.append(f"not as the protocol has it: {listed}")
+        said.append(f"{len(split.empty)} images have no labelled pixel and count nowhere.")
+    if changes:
+        listed = ", ".join(f"{key} {value}" for key, value in changes.items())
+        said.append(f"Not as the protocol has it: {listed}.")
     return said
 
 

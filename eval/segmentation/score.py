@@ -92,7 +92,7 @@ def guesses(
             classes=len(split.labels.names),
             crop=recipe.method.crop,
             stride=recipe.testing.stride,
-            batch=recipe.testing.windows,
+            batch=recipe.testing.windows or (16 if device.type == "cuda" else 2),
         ):
             read = waiting.popleft()
             height, width = read.truth.shape
