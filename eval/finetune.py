@@ -247,13 +247,15 @@ def begin(config: ViTConfig, model: Model | None, classes: int, *, seed: int) ->
     generator = torch.Generator().manual_seed(seed + 1)  # another stream than build_vit's
     fresh = model.card.fresh_parameters if model is not None and model.card else []
     for name in (name for name in fresh if name in weights):
-        _initialise(name, net.get_parameter(name), generator, std=0.02)
+        initialise_fresh(name, net.get_parameter(name), generator, std=0.02)
     for name in HEAD:
-        _initialise(name, net.get_parameter(name), generator, std=2e-5)
+        initialise_fresh(name, net.get_parameter(name), generator, std=2e-5)
     return net.requires_grad_(True)  # positions too, which pre-training keeps fixed
 
 
-def _initialise(name: str, parameter: Tensor, generator: torch.Generator, *, std: float) -> None:
+def initialise_fresh(
+    name: str, parameter: Tensor, generator: torch.Generator, *, std: float
+) -> None:
     """As timm begins a block: matrices N(0, std²) cut off at ±2, norms 1, biases 0."""
     if parameter.ndim > 1:
         nn.init.trunc_normal_(parameter, std=std, generator=generator)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eval.finetune import initialise_fresh
 from eval.segmentation.recipe import Backbone
 from zoo.errors import IntegrityError
 from zoo.folder import Model
@@ -34,8 +35,8 @@ def backbone_weights(
 ) -> dict[str, Tensor]:
     """The backbone's weights before the first step, on the CPU, by the backbone's names.
 
-    Those of a model, with what its card calls fresh drawn as pre-training began (which is what a
-    TinyMIM model's last block never got beyond); of none, the weights of a new network.
+    Those of a model, with what its card calls fresh drawn as fine-tuning draws it (of a TinyMIM
+    model most of the last block, which was never trained); of none, the weights of a new network.
     grid: G of the crop; positions are resized to it for ``mae``, whose grid is fixed.
     """
     vit = build_vit(config, seed=seed) if model is None else model.vit
@@ -43,7 +44,8 @@ def backbone_weights(
     fresh = model.card.fresh_parameters if model is not None and model.card else []
     generator = torch.Generator().manual_seed(seed + 1)  # another stream than build_vit's
     for name in (name for name in fresh if name in weights):
-        weights[name] = _new(weights[name], generator)
+        weights[name] = torch.empty_like(weights[name])
+        initialise_fresh(name, weights[name], generator, std=0.02)
     if backbone == "plain":
         return {f"vit.{name}": tensor for name, tensor in weights.items()}
     weights["pos_embed"] = resize_positions(weights["pos_embed"], grid, grid)
@@ -56,12 +58,6 @@ def mmseg_name(name: str) -> str:
         name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
         name = name.replace(ours, theirs) if ours.startswith(".") else name
     return name
-
-
-def _new(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """As ``zoo.vit.initialise`` begins a Linear."""
-    fresh = torch.zeros_like(tensor)
-    return nn.init.xavier_uniform_(fresh, generator=generator) if fresh.ndim > 1 else fresh
 
 
 def resize_positions(positions: Tensor, height: int, width: int) -> Tensor:

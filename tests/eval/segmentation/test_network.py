@@ -105,13 +105,14 @@ def test_positions_are_resized_as_mmsegmentation_resizes_them() -> None:
 def test_fresh_parameters_begin_anew_and_all_others_as_they_were(tmp_path: Path) -> None:
     model = load_model(make_student(tmp_path / "student"))
     assert model.card
-    fresh = ["blocks.3.attn.proj.weight", "blocks.3.attn.proj.bias"]
+    fresh = [f"blocks.3.{part}" for part in ("attn.proj.weight", "attn.proj.bias", "norm2.weight")]
     model = replace(model, card=replace(model.card, fresh_parameters=fresh))
     with torch.no_grad():
         for name in fresh:
             model.vit.get_parameter(name).zero_()
     weights = backbone_weights(STUDENT, model, backbone="mae", grid=4, seed=0)
-    assert weights["layers.3.attn.proj.weight"].std() > 0.05
+    assert 0.01 < weights["layers.3.attn.proj.weight"].std() < 0.03
+    assert weights["layers.3.ln2.weight"].unique().tolist() == [1.0]
     assert not weights["layers.3.attn.proj.bias"].any()
     assert torch.equal(weights["layers.2.ln1.weight"], model.vit.blocks[2].norm1.weight)  # type: ignore[union-attr]
     again = backbone_weights(STUDENT, model, backbone="mae", grid=4, seed=0)
