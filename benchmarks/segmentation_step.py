@@ -52,18 +52,20 @@ def main() -> None:
     peaks = dict.fromkeys(sides, 0.0)
     for one in steps.values():
         one()  # the first one compiles, tunes and allocates
+    idle = 0
     for _ in range(asked.rounds):
         for name, one in steps.items():
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats()
+                idle = torch.cuda.memory_allocated()
             times[name].append(timed(one, on_cuda=on_cuda))
             if on_cuda:
-                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated() / 2**30)
+                peaks[name] = max(peaks[name], (torch.cuda.max_memory_allocated() - idle) / 2**30)
     first = statistics.median(next(iter(times.values())))
-    print(f"{'':36}ms a step   times as fast" + ("   peak GiB" if on_cuda else ""))
+    print(f"{'':36}ms a step   times as fast" + ("   GiB over idle" if on_cuda else ""))
     for name, found in times.items():
         middle = statistics.median(found)
-        peak = f"{peaks[name]:11.1f}" if on_cuda else ""
+        peak = f"{peaks[name]:16.1f}" if on_cuda else ""
         print(f"{name:36}{1000 * middle:9.0f}{first / middle:16.2f}{peak}")
 
 

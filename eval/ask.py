@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from eval.run import Options, evaluate
+from eval.run import Options, evaluate, require_known
 from eval.segmentation.plan import SegOptions
 from eval.segmentation.protocols import SEGMENTATION, TEST
 from eval.segmentation.run import dump_config, plan_run, ranks_folder, segment
@@ -86,6 +86,7 @@ def ask(asked: Asked) -> Answer | None:
     """Evaluate; None where another process has the answer.  Raises any ZooError."""
     if asked.benchmark.partition("@")[0] in SEGMENTATION:
         return _segment(asked)
+    require_known(asked.benchmark)
     _refuse(
         asked.benchmark,
         {

@@ -94,7 +94,7 @@ def evaluate(
             where=f"zoo eval MODEL… BENCHMARK; given: {' '.join([*models, benchmark])}",
             fix="name each model once" if twice else "name a model, and after it a benchmark",
         )
-    _require_known(benchmark)
+    require_known(benchmark)
     _require_used(benchmark, options)
     if benchmark.partition("@")[0] in PROBES:
         return _probe(models, benchmark, data, options)
@@ -117,7 +117,8 @@ def evaluate(
     return Evaluation(results=results, missing={**missing, **empty})
 
 
-def _require_known(benchmark: str) -> None:
+def require_known(benchmark: str) -> None:
+    """Raise UsageError for a benchmark that there is not, with the nearest one."""
     classified = dict.fromkeys(p.name for p in PROTOCOLS.values())
     known = [ROBUSTNESS, *classified, *PROBES, *sorted(SEGMENTATION)]
     name = benchmark.partition("@")[0]

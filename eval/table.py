@@ -310,8 +310,9 @@ def _due(protocol: str) -> int:
 
 
 def overridden(result: Result) -> bool:
-    """Whether it was trained otherwise than its protocol says: of a segmentation."""
-    return "from_scratch" in result.settings or any("." in key for key in result.settings)
+    """Whether it was trained or scored otherwise than its protocol says: of a segmentation."""
+    of_segmentation = {"from_scratch", "split"} & result.settings.keys()
+    return bool(of_segmentation) or any("." in key for key in result.settings)
 
 
 def _has_other_rules(result: Result) -> bool:

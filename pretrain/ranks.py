@@ -25,7 +25,7 @@ def start_ranks(nproc: int, words: list[str], folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc)), **os.environ}
     child = subprocess.Popen(
-        [*command, str(nproc), "-m", "zoo", *own],
+        [*command, str(nproc), "-m", "--", "zoo", *own],
         env=environment,
         # Ctrl-C reaches us alone, and each rank once: a third signal would end it unsaved.
         start_new_session=True,

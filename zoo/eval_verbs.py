@@ -78,7 +78,7 @@ def evaluate(
     dump_config: _DumpConfig = None,
     show: Annotated[bool, typer.Option(help="Of a segmentation: print its recipe, stop.")] = False,
     nproc: Annotated[int, typer.Option(min=1, help="Of a segmentation: ranks to start.")] = 1,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode, to score.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     json_: Json = False,
     debug: Debug = False,

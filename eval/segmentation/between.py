@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -86,10 +87,11 @@ class Between(Hook):
         save_due = stop or done or step % training.save_every == 0
         if save_due or step % training.log_every == 0:
             self._row(runner)
-        if step % training.validate_every == 0 and not done:
-            self._validate(runner)
         if save_due:
             self.save(runner)
+        if step % training.validate_every == 0 and not (done or stop):
+            self._validate(runner)
+            self.save(runner)  # with the row that validation wrote
         if stop or done:
             self._agreement.settle()
         if stop and not done:
@@ -130,6 +132,9 @@ class Between(Hook):
 
     def _validate(self, runner: Runner) -> None:
         job, began = self.job, time.perf_counter()
+        if job.world.size > 1:  # on CPU ranks each has statistics of its own; rank 0's are saved
+            for buffer in bare(runner.model).buffers():
+                dist.broadcast(buffer, 0)
         counts = score(
             bare(runner.model), job.val, job.recipe, job.world, workers=job.recipe.training.workers
         )

@@ -244,10 +244,13 @@ def whole_config(recipe: Segmentation, given: Setting, train: Split, val: Split)
     training = recipe.training
     scored = loader(recipe, given, dataset(val, test_pipeline(recipe)), training=False)
     parts = recipe.method.backbone == "plain" or not training.decay_tokens
+    model = network(recipe, given)
+    # Images smaller than the crop are filled up, as ours are before they become windows.
+    model["data_preprocessor"]["test_cfg"] = {"size": [recipe.method.crop] * 2}
     return {
         "default_scope": "mmseg",
         **({"custom_imports": {"imports": [PARTS]}} if parts else {}),
-        "model": network(recipe, given),
+        "model": model,
         "train_dataloader": loader(
             recipe, given, dataset(train, train_pipeline(recipe)), training=True
         ),
@@ -265,7 +268,11 @@ def whole_config(recipe: Segmentation, given: Setting, train: Split, val: Split)
         "test_cfg": {"type": "TestLoop"},
         "default_hooks": {
             "timer": {"type": "IterTimerHook"},
-            "logger": {"type": "LoggerHook", "interval": training.log_every},
+            "logger": {
+                "type": "LoggerHook",
+                "interval": training.log_every,
+                "log_metric_by_epoch": False,
+            },
             "param_scheduler": {"type": "ParamSchedulerHook"},
             "checkpoint": {
                 "type": "CheckpointHook",

@@ -7,6 +7,7 @@ import torch
 
 from eval.segmentation.config import Setting, whole_config
 from eval.segmentation.plan import Task
+from eval.segmentation.train import require_shared
 from eval.segmentation.weights import backbone_weights
 from zoo.errors import UsageError
 from zoo.files import atomic_write, disk_errors
@@ -24,6 +25,7 @@ def dump(task: Task, place: Path, *, ranks: int) -> dict[str, str]:
             fix=f"write --dump-config {place.with_suffix('.py')}",
         )
     recipe = task.recipe
+    require_shared(recipe.training.global_batch, ranks)
     weights = place.with_name(f"{place.stem}-backbone.pth").absolute()
     tensors = backbone_weights(
         task.model.config,

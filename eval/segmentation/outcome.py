@@ -3,6 +3,7 @@
 C classes · M images
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from eval.segmentation.overlays import Example, chosen, shrunk, worst
 from eval.segmentation.page import Told, write_page
 from eval.segmentation.pixels import read_pixels
 from eval.segmentation.plan import VALIDATION, changed
-from eval.segmentation.protocols import find_seg_protocol
+from eval.segmentation.protocols import find_seg_protocol, of_own
 from eval.segmentation.recipe import Segmentation
 from eval.segmentation.record import Network
 from eval.segmentation.score import guesses
@@ -54,7 +55,10 @@ def result_of(
     """counts: (M, 3, C), of every image."""
     recipe, network = trained.recipe, trained.network
     protocol, scores = find_seg_protocol(recipe.protocol), scores_of(counts)
-    name = split.name if split.split == VALIDATION else f"{split.name} {split.split}"
+    if protocol.data == "ADE20K" and not split.is_ade20k:
+        protocol = of_own(protocol)
+    trained_on, identity = trained.notes["trained_on"], trained.notes["identity"]
+    elsewhere = {} if split.split == VALIDATION else {"split": split.split}
     return Result(
         protocol=protocol.id,
         protocol_digest=protocol.digest,
@@ -73,10 +77,11 @@ def result_of(
             "mean": list(network.preprocess.mean),
             "std": list(network.preprocess.std),
         },
-        settings=changed(recipe, network),
-        data=name if split.complete else f"{name}, {split.missing}",
-        data_fingerprint=split.fingerprint,
-        complete=split.complete,
+        settings={**elsewhere, **changed(recipe, network)},
+        data=", ".join([split.name, *_missing(split, trained_on)]),
+        # Of what it was trained on and of what it was scored on: the value depends on both.
+        data_fingerprint=_sha256(identity["train_fingerprint"], split.fingerprint),
+        complete=split.complete and trained_on["complete"],
         dtype="float32",
         seconds=round(seconds, 2),
         seed=recipe.training.seed,
@@ -86,6 +91,11 @@ def result_of(
         details={
             **scores.as_dict(split.labels.names),
             "split": split.split,
+            "split_fingerprint": split.fingerprint,
+            "training_fingerprint": identity["train_fingerprint"],
+            "training_images": trained_on["images"],
+            "training_ranks": identity["ranks"],
+            "training_environment": trained.notes["environment"],
             "iterations": recipe.training.iterations,
             "training_precision": recipe.training.precision,
             "skipped_crops": trained.notes["skipped_crops"],
@@ -95,14 +105,26 @@ def result_of(
     )
 
 
+def _missing(split: Split, trained_on: dict[str, Any]) -> list[str]:
+    """What an incomplete ADE20K lacks, of either split."""
+    scored = [split.missing] if split.missing else []
+    trained = [f"trained on {trained_on['missing']}"] if trained_on["missing"] else []
+    return scored + trained
+
+
+def _sha256(*texts: str) -> str:
+    return hashlib.sha256(" ".join(texts).encode()).hexdigest()
+
+
 def notes_of(result: Result, split: Split) -> list[str]:
     """What a reader must know of the figure, a sentence each."""
     details, changes = result.details, result.settings
     said = []
-    if not split.complete:
-        said.append(f"An incomplete set: {split.missing}.")
+    if not result.complete:
+        said.append(f"An incomplete set: {result.data}.")
     said.append(
-        f"{details['iterations']:,} iterations in {details['training_precision']}, scored in "
+        f"{details['iterations']:,} iterations in {details['training_precision']} on "
+        f"{details['training_images']:,} images, scored in "
         f"{result.dtype}. Training passed over {details['skipped_crops']:,} crops without a "
         "labelled pixel."
     )

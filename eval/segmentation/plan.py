@@ -13,7 +13,7 @@ from eval.segmentation.record import Network
 from pretrain.distributed import World
 from pretrain.recipe import flatten, override
 from pretrain.run import RunFolder
-from zoo.errors import UsageError
+from zoo.errors import DataError, UsageError
 from zoo.files import typed_path
 from zoo.folder import Model, holds_convnet, load_model
 from zoo.hub import locate
@@ -81,13 +81,14 @@ def plan(model: str, benchmark: str, data: str, options: SegOptions, world: Worl
             fix="give a ViT: zoo list shows them",
         )
     found = load_model(folder)
-    root = typed_path(data).resolve()
+    root = _spelt(typed_path(data).resolve())
     train, val = (
         open_together(root, world, split=split, partial=options.partial)
         for split in (TRAINING, VALIDATION)
     )
-    if protocol.data == "ADE20K" and not val.is_ade20k:
+    if protocol.data == "ADE20K" and not (train.is_ade20k and val.is_ade20k):
         protocol = of_own(protocol)
+    _require_labels(train, val)
     method, training = recipe_for(found.config, origin_of(found), backbone=protocol.backbone)
     kind = "-scratch" if options.from_scratch else ""
     recipe = Segmentation(
@@ -101,6 +102,7 @@ def plan(model: str, benchmark: str, data: str, options: SegOptions, world: Worl
     )
     recipe = _warmed(override(recipe, options.overrides), options.overrides)
     _require_tiled(recipe, found)
+    _require_schedule(recipe)
     run = RunFolder((options.run or Path("runs") / recipe.name).absolute())
     return Task(recipe=recipe, run=run, model=found, train=train, val=val)
 
@@ -111,16 +113,54 @@ def _warmed(recipe: Segmentation, overrides: Sequence[str]) -> Segmentation:
     if any(text.startswith("training.warmup_") for text in overrides):
         return recipe
     warmup = min(training.warmup_iterations, training.iterations // 10)
+    warmup = warmup if warmup > 1 else 0  # mmengine's of one iteration would never end
     return replace(recipe, training=replace(training, warmup_iterations=warmup))
+
+
+def _spelt(root: Path) -> Path:
+    """Raise DataError for a name that no recipe can hold."""
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "the folder's name is not UTF-8", where=ascii(str(root)), fix="rename the folder"
+        ) from error
+    return root
+
+
+def _require_labels(train: Split, val: Split) -> None:
+    if len(train.labels.names) < 2:
+        raise DataError(
+            "one class alone is everywhere right",
+            where=str(train.labels.source),
+            fix="give what surrounds it a class of its own: 0 in a mask is ignored",
+        )
+    for split in (train, val):
+        if not split.pixels.any():
+            raise DataError(
+                f"no pixel of {len(split):,} masks has a label: 0 and 255 are ignored",
+                where=str(split.root / "annotations" / split.split),
+                fix="number the classes from 1",
+            )
+
+
+def _require_schedule(recipe: Segmentation) -> None:
+    warmup, iterations = recipe.training.warmup_iterations, recipe.training.iterations
+    if warmup == 1 or warmup >= iterations:
+        raise UsageError(
+            f"a warm-up of {warmup:,} in a run of {iterations:,} iterations",
+            where="training.warmup_iterations",
+            fix=f"choose 0, or 2 … {iterations - 1:,}" if iterations > 2 else "choose 0",
+        )
 
 
 def _require_tiled(recipe: Segmentation, model: Model) -> None:
     method, config = recipe.method, model.config
-    if method.crop % config.patch:
+    if method.crop % config.patch or method.crop < 2 * config.patch:
         raise UsageError(
-            f"patches of {config.patch} px do not tile a crop of {method.crop} px",
+            f"patches of {config.patch} px do not tile a crop of {method.crop} px, two a side",
             where="method.crop",
-            fix=f"choose {method.crop // config.patch * config.patch or config.patch}",
+            fix=f"choose {max(2, method.crop // config.patch) * config.patch}",
         )
     if not 1 <= recipe.testing.stride <= method.crop:
         raise UsageError(

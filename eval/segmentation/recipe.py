@@ -112,8 +112,8 @@ class Segmentation:
     """A model folder or name: the backbone's weights."""
     from_scratch: bool = False
     """Begin with new weights in the model's place, to compare with."""
-    data: str
-    """A folder in ADE20K's layout."""
+    data: str = field(metadata={"runtime": True})
+    """A folder in ADE20K's layout; it may move, what is in it may not change."""
     method: UPerNet = field(default_factory=UPerNet)
     training: SegTraining = field(default_factory=SegTraining)
     testing: Testing = field(default_factory=Testing)

@@ -15,10 +15,10 @@ from eval.segmentation.data import Split
 from eval.segmentation.packages import import_mmseg
 from eval.segmentation.plan import SegOptions, Task, open_together, plan
 from eval.segmentation.protocols import TEST
-from eval.segmentation.record import read_run, write_network
+from eval.segmentation.record import read_run
 from pretrain.distributed import World, start_world
 from pretrain.run import RunFolder
-from zoo.errors import DataError, UsageError
+from zoo.errors import DataError, UsageError, ZooError
 from zoo.files import sha256_of, typed_path
 
 _WEEK = 7 * 86_400
@@ -106,12 +106,12 @@ def _train_and_score(task: Task, options: SegOptions, world: World) -> SegReport
 
     run = task.run
     with (
+        _run_option(),
         run.hold() if world.is_main else contextlib.nullcontext(),
         run.report_exit(world) as progress,
     ):
         if world.is_main:
             run.admit(task.recipe)
-            write_network(run, task.network())
         progress.state = steps = Steps()
         checkpoint = fit(task, world, steps)
         return _score(run, checkpoint, task.val, options, world)
@@ -187,6 +187,16 @@ def _score(
         f"page:   {page}",
     ]
     return SegReport(result=result, page=page, lines=lines)
+
+
+@contextlib.contextmanager
+def _run_option() -> Iterator[None]:
+    """Errors of run folders name the option of pre-training, where ours is --run."""
+    try:
+        yield
+    except ZooError as error:
+        error.fix = error.fix.replace("--out", "--run")
+        raise
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import contextlib
 import gc
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
@@ -28,7 +30,7 @@ from eval.segmentation.config import (
 from eval.segmentation.packages import quiet
 from eval.segmentation.plan import Task
 from eval.segmentation.recipe import Segmentation
-from eval.segmentation.record import Network
+from eval.segmentation.record import Network, write_network
 from eval.segmentation.weights import backbone_weights, require_taken
 from pretrain.checkpoint import newest_valid, read_notes
 from pretrain.distributed import World, lost_rank
@@ -40,6 +42,9 @@ from pretrain.signals import StopSignals
 from zoo.errors import DataError, IntegrityError, UsageError
 from zoo.files import disk_errors
 
+DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError)
+"""What reading a file that is no checkpoint of ours ends with."""
+
 
 def fit(task: Task, world: World, progress: Steps) -> Path:
     """Train to the end, or the rest of the way; returns the last checkpoint.
@@ -47,11 +52,13 @@ def fit(task: Task, world: World, progress: Steps) -> Path:
     Raises UsageError, DataError, IntegrityError, DivergedError, PreemptedError, DiskError,
     LostRankError.
     """
-    require_possible(task.recipe, world)
+    require_possible(task.recipe, world, depth=task.model.config.depth)
     said: list[str] = []
     path = world.from_main(_newest(task.run, said) if world.is_main else None)
     step, notes = read_notes(path) if path else (0, {})
     notes = _notes(task, world, notes, said)
+    if world.is_main:
+        write_network(task.run, task.network())
     progress.step = step
     if step < task.recipe.training.iterations:
         with StopSignals() as signals, contextlib.closing(_log(task, world, step, notes)) as log:
@@ -87,8 +94,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises IntegrityError: mmengine itself would go on to unpickle whatever is there.
     """
     try:
-        return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+        if not isinstance(state["state_dict"], dict):
+            raise ValueError("its weights are no table of tensors")
+        return state
+    except DAMAGE as error:
         raise IntegrityError(
             "a checkpoint that holds more than tensors and plain values",
             where=f"{checkpoint / STATE}: {str(error).splitlines()[0][:160]}",
@@ -96,15 +106,27 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ) from error
 
 
-def require_possible(recipe: Segmentation, world: World) -> None:
+def require_shared(batch: int, ranks: int) -> None:
+    """Raise UsageError for a batch that the ranks cannot share evenly."""
+    if batch % ranks:
+        raise UsageError(
+            f"{batch} crops cannot be shared by {ranks} ranks",
+            where="training.global_batch",
+            fix=f"choose a multiple of {ranks}",
+        )
+
+
+def require_possible(recipe: Segmentation, world: World, *, depth: int) -> None:
     """Raise UsageError for what mmengine would fail at in its own words, or train on silently."""
     training = recipe.training
     on_cuda = world.device.type == "cuda"
-    if training.global_batch % world.size:
+    require_shared(training.global_batch, world.size)
+    if world.size > 1 and recipe.method.taps[-1] < depth:
         raise UsageError(
-            f"{training.global_batch} crops cannot be shared by {world.size} ranks",
-            where="training.global_batch",
-            fix=f"choose a multiple of {world.size}",
+            f"blocks behind the last tap, {recipe.method.taps[-1]} of {depth}, get no gradient, "
+            "which several ranks cannot have",
+            where="method.taps",
+            fix=f"read the last block, {depth}, too; or train on one rank",
         )
     if training.global_batch == 1 or (
         not on_cuda and training.global_batch == world.size and world.size > 1
@@ -121,12 +143,17 @@ def require_possible(recipe: Segmentation, world: World) -> None:
             where="training.precision",
             fix="set training.precision=float32",
         )
-    if torch.cuda.is_available() and not on_cuda:
+    if get_device() != world.device.type:
         raise UsageError(
-            "mmengine takes a CUDA device where there is one",
-            where="--device cpu",
+            f"mmengine would train on {get_device()}, which it takes wherever it is",
+            where=f"--device {world.device.type}",
             fix="hide it: CUDA_VISIBLE_DEVICES= zoo eval …",
         )
+
+
+def _scratch(run: RunFolder) -> Path:
+    """What mmengine writes beside what we ask it for."""
+    return run.path / ".mmengine"
 
 
 def _newest(run: RunFolder, said: list[str]) -> Path | None:
@@ -152,6 +179,11 @@ def _notes(task: Task, world: World, earlier: dict[str, Any], said: list[str]) -
         "val_fingerprint": task.val.fingerprint,
         "ranks": world.size,
     }
+    trained_on = {
+        "images": len(task.train),
+        "complete": task.train.complete,
+        "missing": task.train.missing,
+    }
     now = environment(world.device)
     if earlier:
         refuse_changes(task.run.path, earlier["identity"], identity)
@@ -159,7 +191,8 @@ def _notes(task: Task, world: World, earlier: dict[str, Any], said: list[str]) -
             said.append("the environment has changed: " + "; ".join(changed))
     # Each rank counts what it skips; rank 0 goes on from the sum.
     skipped = earlier.get("skipped_crops", 0) if world.is_main else 0
-    return {**earlier, "identity": identity, "environment": now, "skipped_crops": skipped}
+    facts = {"identity": identity, "environment": now, "trained_on": trained_on}
+    return {**earlier, **facts, "skipped_crops": skipped}
 
 
 def _train(task: Task, world: World, job: Job, checkpoint: Path | None) -> None:
@@ -182,6 +215,7 @@ def _train(task: Task, world: World, job: Job, checkpoint: Path | None) -> None:
     finally:
         if world.is_main:
             weights.unlink(missing_ok=True)
+            shutil.rmtree(_scratch(task.run), ignore_errors=True)
 
 
 def _run(
@@ -193,8 +227,9 @@ def _run(
     checkpoint: Path | None,
 ) -> None:
     with quiet(), _own_words(), lost_rank(world), disk_errors(task.run.path):
-        runner = _Runner(**_arguments(task, world, weights, job.progress.step, checkpoint))
-        speed_up(bare(runner.model), task.recipe)
+        runner = _Runner(
+            task.recipe, **_arguments(task, world, weights, job.progress.step, checkpoint)
+        )
         runner.register_hook(_Taken(begin, begun=checkpoint is not None))
         runner.register_hook(Between(job))
         runner.train()
@@ -205,6 +240,14 @@ def _run(
 
 class _Runner(Runner):
     """mmengine's, which keeps its words to itself: ours are in ``log.jsonl``."""
+
+    def __init__(self, recipe: Segmentation, **arguments: Any) -> None:
+        self._recipe = recipe
+        super().__init__(**arguments)
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> Any:
+        speed_up(model, self._recipe)  # first: gradients are laid out as their weights are then
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def build_logger(self, log_level: Any = "ERROR", log_file: Any = None, **kw: Any) -> MMLogger:
         return MMLogger.get_instance(name=self._experiment_name, log_level="ERROR")
@@ -237,7 +280,7 @@ def _arguments(
         # Workers draw from this seed: after a restart not what they drew at the start.
         "randomness": {"seed": recipe.training.seed + step},
         "launcher": "none" if world.size == 1 else "pytorch",
-        "work_dir": str(task.run.path / "mmengine"),
+        "work_dir": str(_scratch(task.run)),
         "load_from": str(checkpoint / STATE) if checkpoint else None,
         "resume": checkpoint is not None,
     }

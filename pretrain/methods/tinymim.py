@@ -57,7 +57,7 @@ class RelationDistillation(nn.Module):
         self.__dict__["teacher"] = teacher
         self.student = build_vit(student, seed=seed)
         set_drop_path(self.student, [method.drop_path] * (student.depth - 1) + [0.0])
-        self.fresh = _never_trained(student.depth)
+        self.fresh = never_trained(student.depth)
         for name in self.fresh:
             self.student.get_parameter(name).requires_grad_(False)
 
@@ -100,7 +100,7 @@ class RelationDistillation(nn.Module):
         )
 
 
-def _never_trained(depth: int) -> tuple[str, ...]:
+def never_trained(depth: int) -> tuple[str, ...]:
     """What lies behind the last block's qkv: no gradient ever reaches it."""
     block = f"blocks.{depth - 1}"
     layers = [f"{block}.{part}" for part in ("attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]
@@ -108,7 +108,7 @@ def _never_trained(depth: int) -> tuple[str, ...]:
 
 
 def _zeroed_in_export(depth: int) -> tuple[str, ...]:
-    return tuple(n for n in _never_trained(depth) if ".attn.proj." in n or ".mlp.fc2." in n)
+    return tuple(n for n in never_trained(depth) if ".attn.proj." in n or ".mlp.fc2." in n)
 
 
 def relation_logits(pair: tuple[Tensor, Tensor], heads: int) -> Tensor:

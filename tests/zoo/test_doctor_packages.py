@@ -90,7 +90,7 @@ CASES = {
         spoil=has(("mmcv", "2.1.0"), ("mmengine", "0.10.4"), ("onedl-mmcv", "2.3.6")),
         name="openmmlab",
         says="mmcv 2.1.0, mmengine 0.10.4, onedl-mmcv 2.3.6",
-        fix="pip uninstall -y mmcv mmengine && MMCV_WITH_OPS=0 pip install --force-reinstall",
+        fix="pip uninstall -y mmcv mmengine && pip install --force-reinstall",
     ),
     "an old torch": Case(
         spoil=has(("torch", "2.9.1")),

@@ -59,7 +59,7 @@ def _openmmlab(installed: Installed, trials: Mapping[str, Trial]) -> Iterator[Ch
     originals = [p for name in ORIGINALS if (p := first(installed, name))]
     fork = [p for name in FORK if (p := first(installed, name))]
     named = listed(f"{package.name} {package.version}" for package in [*originals, *fork])
-    install = f"MMCV_WITH_OPS=0 pip install {' '.join(FORK)}"
+    install = f"pip install {' '.join(FORK)}"
     remove = f"pip uninstall -y {' '.join(package.name for package in originals)} && "
     if originals and fork:
         what = f"the original and its kept fork, which share their import names: {named}"

@@ -15,6 +15,7 @@ from eval.segmentation.packages import import_mmseg, quiet
 from eval.segmentation.recipe import Segmentation, SegTraining, UPerNet
 from eval.segmentation.record import Network
 from eval.segmentation.weights import backbone_weights, require_taken, resize_positions
+from pretrain.methods.tinymim import never_trained
 from zoo.errors import IntegrityError
 from zoo.folder import Model, load_model
 from zoo.images import Preprocess
@@ -105,15 +106,16 @@ def test_positions_are_resized_as_mmsegmentation_resizes_them() -> None:
 def test_fresh_parameters_begin_anew_and_all_others_as_they_were(tmp_path: Path) -> None:
     model = load_model(make_student(tmp_path / "student"))
     assert model.card
-    fresh = [f"blocks.3.{part}" for part in ("attn.proj.weight", "attn.proj.bias", "norm2.weight")]
+    fresh = list(never_trained(STUDENT.depth))
     model = replace(model, card=replace(model.card, fresh_parameters=fresh))
     with torch.no_grad():
         for name in fresh:
-            model.vit.get_parameter(name).zero_()
+            model.vit.get_parameter(name).fill_(7.0)
     weights = backbone_weights(STUDENT, model, backbone="mae", grid=4, seed=0)
     assert 0.01 < weights["layers.3.attn.proj.weight"].std() < 0.03
     assert weights["layers.3.ln2.weight"].unique().tolist() == [1.0]
     assert not weights["layers.3.attn.proj.bias"].any()
+    assert not any((tensor == 7.0).any() for tensor in weights.values())
     assert torch.equal(weights["layers.2.ln1.weight"], model.vit.blocks[2].norm1.weight)  # type: ignore[union-attr]
     again = backbone_weights(STUDENT, model, backbone="mae", grid=4, seed=0)
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import Run, last_words, run, zoo
+from segsets import write_ade20k
 from streets import SMALL, make_streets, make_student, write_pair
 
 from eval.segmentation.packages import import_mmseg
@@ -94,6 +97,9 @@ def test_trains_scores_and_tells(
     own = benchmark.removeprefix("ade20k-")
     assert (found["protocol"], found["metric"], found["samples"]) == (f"{own}@1", "mIoU", 3)
     assert found["model"] == "student"
+    assert found["details"]["training_images"] == 6
+    assert found["data_fingerprint"] != found["details"]["split_fingerprint"]
+    assert not list(Path("runs").rglob(".mmengine"))
     assert found["settings"]["training.iterations"] == 6
     assert "testing.windows" not in found["settings"]
     details = found["details"]
@@ -134,7 +140,7 @@ def test_another_split_is_scored_by_the_same_network(
     assert same["value"] == trained.answer["value"]
     assert same["details"] == trained.answer["details"]
     other = answer([*words, "--split", "testing"], capsys)
-    assert (other["samples"], other["data"]) == (2, "streets testing")
+    assert (other["samples"], other["settings"]["split"]) == (2, "testing")
     assert other["data_fingerprint"] != same["data_fingerprint"]
     assert len(list(Path("results").glob("*.json"))) == 2
     assert (Path(folder) / "report-testing.html").exists()
@@ -181,17 +187,40 @@ def test_two_ranks_score_as_one(trained: Trained) -> None:
     assert one == two
 
 
-def test_two_ranks_train(model: Path, streets: Path) -> None:
-    words = command(model, streets, "training.global_batch=4")
-    assert run(words, ranks=2) == [0, 0]
+def note_weights() -> None:
+    """Each rank leaves a sum of its weights in the run folder when it saves."""
+    from eval.segmentation.between import Between, bare
+
+    save = Between.save
+
+    def noting(self: Between, runner: Any) -> None:
+        save(self, runner)
+        total = sum(p.double().sum() for p in bare(runner.model).parameters())
+        (self.job.run.path / f"weights-{self.job.world.rank}").write_text(f"{total!r}")
+
+    Between.save = noting
+
+
+def test_two_ranks_train_one_network(model: Path, streets: Path) -> None:
+    words = command(model, streets, "training.global_batch=4", "training.validate_every=4")
+    assert run(words, ranks=2, prepare=note_weights) == [0, 0]
+    folder = Path("runs/upernet-student-streets")
     found = result_in()
     assert (found["ranks"], found["samples"]) == (2, 3)
     rows = read_log(Path("runs/upernet-student-streets/log.jsonl"))
-    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert [row["step"] for row in rows] == [2, 4, 4, 6]
+    sums = {(folder / f"weights-{rank}").read_text() for rank in range(2)}
+    assert len(sums) == 1
 
 
 def assert_survives(model: Path, streets: Path, kills: int) -> None:
-    words = command(model, streets, "training.iterations=12", "training.save_every=1")
+    words = command(
+        model,
+        streets,
+        "training.iterations=12",
+        "training.save_every=1",
+        "training.warmup_iterations=2",
+    )
     assert run([*words, "--out", "warm-up", "--run", "warm-up"]) == [0]
     began = time.monotonic()
     assert run([*words, "--out", "whole", "--run", "whole"]) == [0]
@@ -213,6 +242,21 @@ def assert_survives(model: Path, streets: Path, kills: int) -> None:
 
 def test_a_killed_run_ends_where_it_would_have(model: Path, streets: Path) -> None:
     assert_survives(model, streets, kills=1)
+
+
+@pytest.mark.slow
+def test_ranks_are_started_and_their_errors_passed_on(model: Path, streets: Path) -> None:
+    words = [*command(model, streets, "training.global_batch=4"), "--run", "here", "--nproc", "2"]
+    told = subprocess.run([sys.executable, "-m", "zoo", *words, "--json"], stdout=subprocess.PIPE)
+    assert told.returncode == 0
+    assert json.loads(told.stdout)["ranks"] == 2
+    words = ["eval", "here", "ade20k-test", "--nproc", "2", "--out", "there"]
+    assert subprocess.run([sys.executable, "-m", "zoo", *words]).returncode == 0
+    assert result_in(Path("there"))["value"] == result_in()["value"]
+    (streets_copy := Path("copy")).symlink_to(streets)
+    code = subprocess.run([sys.executable, "-m", "zoo", *words, "--data", "nowhere"]).returncode
+    assert code == Exit.DATA
+    assert streets_copy.exists()
 
 
 @pytest.mark.slow
@@ -289,6 +333,64 @@ def test_crops_without_a_label_are_passed_over_and_counted(
     assert found["samples"] == 6
 
 
+def test_a_refused_start_changes_nothing_in_the_run(
+    trained: Trained, model: Path, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(trained.run, "run"))
+    before = (folder / "network.json").read_bytes()
+    other = shutil.copytree(streets, tmp_path / "moved" / "streets")
+    words = command(model, Path(other), "--run", str(folder))
+    assert zoo(words) == Exit.DONE  # the same images in another place
+    capsys.readouterr()
+    (Path(other) / "classes.txt").write_text("sky\nroad\nwall\n")
+    code, said = error(words, capsys)
+    assert code == Exit.USAGE
+    assert "train_fingerprint" in said
+    assert "--run" in said
+    assert (folder / "network.json").read_bytes() == before
+
+
+def test_a_part_of_ade20k_is_called_so_and_another_set_not_by_its_name(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "ade"
+    write_ade20k(data, "training", [1, 2, 3])
+    write_ade20k(data, "validation", [1, 2])
+    code, said = error(command(model, data), capsys)
+    assert code == Exit.DATA
+    assert "20,210" in said
+    found = answer(command(model, data, "--partial"), capsys)
+    assert (found["protocol"], found["complete"]) == ("ade20k-upernet@1", False)
+    assert found["data"] == "ADE20K, 2 of 2,000 images, trained on 3 of 20,210 images"
+    assert found["details"]["classes"] == 150
+    own = make_streets(tmp_path / "own")
+    (own / "classes.txt").unlink()
+    shutil.copy(data / "objectInfo150.txt", own)
+    words = ["eval", "runs/ade20k-upernet-student-ade", "ade20k-test", "--data", str(own)]
+    other = answer(words, capsys)
+    assert (other["protocol"], other["data"]) == (
+        "upernet@1",
+        "own, trained on 3 of 20,210 images",
+    )
+
+
+def test_masks_without_labels_or_with_one_class_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_streets(tmp_path / "streets")
+    for mask in (data / "annotations/validation").iterdir():
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
+    code, said = error(command(model, data), capsys)
+    assert code == Exit.DATA
+    assert "no pixel of 5 masks has a label" in said
+    for mask in data.glob("annotations/*/*"):
+        Image.fromarray(np.ones_like(np.asarray(Image.open(mask)))).save(mask)
+    (data / "classes.txt").write_text("street\n")
+    code, said = error(command(model, data), capsys)
+    assert code == Exit.DATA
+    assert "one class alone" in said
+
+
 @pytest.mark.parametrize(
     ("harm", "hint"),
     [
@@ -349,6 +451,10 @@ USAGE = {
     "one crop": (["training.global_batch=1"], "two crops or more"),
     "half precision on the CPU": (["training.precision=bfloat16"], "on CUDA only"),
     "patches": (["method.crop=36"], "do not tile"),
+    "no schedule": (["training.warmup_iterations=6"], "a warm-up of 6"),
+    "a warm-up that never ends": (["training.warmup_iterations=1"], "a warm-up of 1"),
+    "one patch": (["method.crop=8"], "two a side"),
+    "ranks that cannot share": (["--dump-config", "x.py", "--nproc", "3"], "cannot be shared"),
     "gaps": (["testing.stride=33"], "leave gaps"),
     "taps": (["method.taps=[1, 2, 3, 5]"], "four blocks"),
     "unknown key": (["training.iteration=5"], "did you mean 'training.iterations'"),
