@@ -1,6 +1,7 @@
 """Whether mmsegmentation's kept fork is here, and alone; and its import, without its noise."""
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 
+from eval.segmentation.config import PARTS
 from zoo.doctor.combinations import ORIGINALS
 from zoo.doctor.packages import FORK
 from zoo.errors import UsageError
@@ -63,7 +65,7 @@ def import_mmseg() -> None:
         try:
             from mmengine.registry import init_default_scope
 
-            import eval.segmentation.parts  # noqa: F401
+            importlib.import_module(PARTS)
         except ImportError as error:
             if "libGL" not in str(error):
                 raise

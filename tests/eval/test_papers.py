@@ -17,6 +17,7 @@ from eval.papers import (
     published,
 )
 from eval.protocols import PROTOCOLS
+from eval.segmentation.protocols import SEG_PROTOCOLS
 from zoo.catalog import load_catalog
 from zoo.entry import METRICS
 
@@ -67,6 +68,7 @@ def test_the_reference_scores_are_as_published() -> None:
 def test_every_metric_of_the_catalog_has_its_protocols_or_none() -> None:
     assert CATALOG_CELLS.keys() == METRICS.keys()
     known = {(p.id, metric) for p in PROTOCOLS.values() for metric in p.metrics}
+    known |= {(p.id, p.metric) for p in SEG_PROTOCOLS.values()}
     probes = {"in1k-linear@1", "in1k-knn@1", "in1k-finetune@1"}
     cells = [cell for cells in CATALOG_CELLS.values() for cell in cells]
     assert [cell for cell in cells if cell not in known and cell[0] not in probes] == []

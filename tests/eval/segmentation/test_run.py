@@ -1,6 +1,5 @@
 """``zoo eval MODEL ade20k-upernet`` from end to end, on drawn streets and the CPU."""
 
-import hashlib
 import json
 import os
 import random
@@ -8,84 +7,22 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from runs import Run, last_words, run, zoo
+from segruns import Trained, answer, command, error, result_in
 from segsets import write_ade20k
-from streets import SMALL, make_streets, make_student, write_pair
+from streets import make_streets, write_pair
 
-from eval.segmentation.packages import import_mmseg
 from pretrain.log import read_log
 from zoo.errors import Exit
 
 KILLS = int(os.environ.get("TINYZOO_KILLS", "20"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mmseg() -> None:
-    import_mmseg()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_student(tmp_path_factory.mktemp("models") / "student")
-
-
-@pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    counts = {"training": 6, "validation": 3, "testing": 2}
-    return make_streets(tmp_path_factory.mktemp("data") / "streets", counts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A run that has come to its end; tests copy what they change."""
-
-    run: Path
-    out: Path
-    answer: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def trained(model: Path, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    place = tmp_path_factory.mktemp("trained")
-    run, out = place / "run", place / "results"
-    assert zoo(command(model, streets, "--run", str(run), "--out", str(out))) == Exit.DONE
-    return Trained(run=run, out=out, answer=result_in(out))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def command(model: Path, data: Path, *more: str, benchmark: str = "ade20k-upernet") -> list[str]:
-    return ["eval", str(model), benchmark, "--data", str(data), "--workers", "0", *SMALL, *more]
-
-
-def result_in(folder: Path = Path("results")) -> dict[str, Any]:
-    (file,) = folder.glob("*.json")
-    return json.loads(file.read_bytes())
-
-
-def answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    assert zoo([*words, "--json"]) == Exit.DONE
-    return json.loads(capsys.readouterr().out)
-
-
-def error(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = zoo(words)
-    shown = capsys.readouterr()
-    assert not shown.out
-    assert "Traceback" not in shown.err
-    return code, shown.err
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.parametrize("benchmark", ["ade20k-upernet", "upernet-plain"])
@@ -287,38 +224,6 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert [row["step"] for row in rows] == [2, 3, 4, 6]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_a_foreign_one_refused(
-    trained: Trained, model: Path, streets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = Path(shutil.copytree(trained.run, "run"))
-    newest = folder / "checkpoints/step-6/state.pth"
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 1
-    newest.write_bytes(data)
-    words = command(model, streets, "--run", "run")
-    found = answer(words, capsys)  # the last two iterations again
-    assert found["details"]["iterations"] == 6
-    shutil.rmtree(folder / "checkpoints/step-4", ignore_errors=True)
-    manifest = json.loads((newest.parent / "manifest.json").read_bytes())
-    torch.save({"state_dict": Bomb()}, newest)
-    manifest["state.pth"] = {
-        "sha256": hashlib.sha256(newest.read_bytes()).hexdigest(),
-        "size": newest.stat().st_size,
-    }
-    (newest.parent / "manifest.json").write_text(json.dumps(manifest))
-    code, said = error(["eval", str(folder), "ade20k-test"], capsys)
-    assert code == Exit.INTEGRITY
-    assert "more than tensors and plain values" in said
-    assert not Path("PWNED").exists()
-
-
-class Bomb:
-    """Unpickled, it leaves a file behind."""
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("PWNED",)
-
-
 def test_crops_without_a_label_are_passed_over_and_counted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,23 +236,6 @@ def test_crops_without_a_label_are_passed_over_and_counted(
     assert found["details"]["skipped_crops"] > 0
     assert found["details"]["images_without_a_label"] == 1
     assert found["samples"] == 6
-
-
-def test_a_refused_start_changes_nothing_in_the_run(
-    trained: Trained, model: Path, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = Path(shutil.copytree(trained.run, "run"))
-    before = (folder / "network.json").read_bytes()
-    other = shutil.copytree(streets, tmp_path / "moved" / "streets")
-    words = command(model, Path(other), "--run", str(folder))
-    assert zoo(words) == Exit.DONE  # the same images in another place
-    capsys.readouterr()
-    (Path(other) / "classes.txt").write_text("sky\nroad\nwall\n")
-    code, said = error(words, capsys)
-    assert code == Exit.USAGE
-    assert "train_fingerprint" in said
-    assert "--run" in said
-    assert (folder / "network.json").read_bytes() == before
 
 
 def test_a_part_of_ade20k_is_called_so_and_another_set_not_by_its_name(
@@ -372,136 +260,6 @@ def test_a_part_of_ade20k_is_called_so_and_another_set_not_by_its_name(
         "upernet@1",
         "own, trained on 3 of 20,210 images",
     )
-
-
-def test_masks_without_labels_or_with_one_class_are_refused(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_streets(tmp_path / "streets")
-    for mask in (data / "annotations/validation").iterdir():
-        Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
-    code, said = error(command(model, data), capsys)
-    assert code == Exit.DATA
-    assert "no pixel of 5 masks has a label" in said
-    for mask in data.glob("annotations/*/*"):
-        Image.fromarray(np.ones_like(np.asarray(Image.open(mask)))).save(mask)
-    (data / "classes.txt").write_text("street\n")
-    code, said = error(command(model, data), capsys)
-    assert code == Exit.DATA
-    assert "one class alone" in said
-
-
-@pytest.mark.parametrize(
-    ("harm", "hint"),
-    [
-        ("size", "of another size than"),
-        ("value", "class"),
-        ("missing", "without a mask"),
-        ("damaged", "cannot be"),
-    ],
-)
-def test_bad_data_is_refused_before_anything_is_trained(
-    harm: str, hint: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_streets(tmp_path / "streets")
-    mask = data / "annotations/training/003.png"
-    match harm:
-        case "size":
-            Image.fromarray(np.ones((9, 9), np.uint8)).save(mask)
-        case "value":
-            values = np.asarray(Image.open(mask)).copy()
-            values[5, 5] = 4
-            Image.fromarray(values).save(mask)
-        case "missing":
-            mask.unlink()
-        case "damaged":
-            mask.write_bytes(mask.read_bytes()[:100])
-    code, said = error(command(model, data), capsys)
-    assert code == Exit.DATA
-    assert hint in said
-    assert "003" in said
-    assert not Path("runs").exists()
-
-
-def test_a_damaged_photograph_stops_training_by_its_name(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_streets(tmp_path / "streets")
-    photo = data / "images/training/002.jpg"
-    photo.write_bytes(photo.read_bytes()[:-300])
-    for workers in ("0", "1"):
-        words = command(model, data, f"training.workers={workers}")
-        code, said = error(words, capsys)
-        assert code == Exit.DATA
-        assert "002.jpg" in said
-        assert "zoo.errors" not in said
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_last_checkpoint(
-    trained: Trained, model: Path, streets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, said = error(command(model, streets, "training.lr=1e30"), capsys)
-    assert code == Exit.DIVERGED
-    assert "lower training.lr" in said
-    assert last_words(Path("runs/upernet-student-streets"))["code"] == Exit.DIVERGED
-    assert not list(Path("runs").rglob("backbone.pth"))
-
-
-USAGE = {
-    "one crop": (["training.global_batch=1"], "two crops or more"),
-    "half precision on the CPU": (["training.precision=bfloat16"], "on CUDA only"),
-    "patches": (["method.crop=36"], "do not tile"),
-    "no schedule": (["training.warmup_iterations=6"], "a warm-up of 6"),
-    "a warm-up that never ends": (["training.warmup_iterations=1"], "a warm-up of 1"),
-    "one patch": (["method.crop=8"], "two a side"),
-    "ranks that cannot share": (["--dump-config", "x.py", "--nproc", "3"], "cannot be shared"),
-    "gaps": (["testing.stride=33"], "leave gaps"),
-    "taps": (["method.taps=[1, 2, 3, 5]"], "four blocks"),
-    "unknown key": (["training.iteration=5"], "did you mean 'training.iterations'"),
-    "not of a segmentation": (["--transform", "mae"], "takes no --transform"),
-    "not of training": (["--split", "testing"], "takes no --split"),
-}
-
-
-@pytest.mark.parametrize(("more", "hint"), USAGE.values(), ids=USAGE.keys())
-def test_wrong_usage(
-    more: list[str], hint: str, model: Path, streets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, said = error(command(model, streets, *more), capsys)
-    assert code == Exit.USAGE
-    assert hint in said
-
-
-def test_another_recipe_in_the_same_folder_is_refused(
-    trained: Trained, model: Path, streets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = command(model, streets, "training.lr=0.1", "--run", str(trained.run))
-    code, said = error(words, capsys)
-    assert code == Exit.USAGE
-    assert "training.lr: 0.003 → 0.1" in said
-
-
-def test_a_run_of_other_classes_is_refused(
-    trained: Trained, model: Path, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = shutil.copytree(streets, tmp_path / "other")
-    (other / "classes.txt").write_text("sky\nroad\nwall\n")
-    words = ["eval", str(trained.run), "ade20k-test", "--data", str(other)]
-    code, said = error(words, capsys)
-    assert code == Exit.DATA
-    assert "sky, road, wall" in said
-    code, said = error(["eval", str(model), "ade20k-test"], capsys)
-    assert code == Exit.USAGE
-    assert "not the folder of a segmentation run" in said
-
-
-def test_options_of_a_segmentation_are_refused_elsewhere(
-    model: Path, streets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for more in (["--from-scratch"], ["--split", "x"], ["training.lr=1"], ["--nproc", "2"]):
-        code, said = error(["eval", str(model), "knn", "--data", str(streets), *more], capsys)
-        assert code == Exit.USAGE
-        assert f"knn takes no {more[0]}" in said
 
 
 def test_show_writes_nothing(
