@@ -56,7 +56,7 @@ def read_run(path: Path) -> tuple[Segmentation, Network]:
     except (ValueError, KeyError, TypeError, UsageError, ValidationError) as error:
         raise IntegrityError(
             "the run's record cannot be read",
-            where=f"{recipe}, {network}: {str(error).splitlines()[0]}",
+            where=f"{recipe}, {network}: {(str(error).splitlines() or [''])[0]}",
             fix="restore it from a backup, or train anew in another folder (--run)",
         ) from error
 

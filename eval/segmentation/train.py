@@ -99,9 +99,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             raise ValueError("its weights are no table of tensors")
         return state
     except DAMAGE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise IntegrityError(
             "a checkpoint that holds more than tensors and plain values",
-            where=f"{checkpoint / STATE}: {str(error).splitlines()[0][:160]}",
+            where=f"{checkpoint / STATE}: {why}",
             fix="remove this checkpoint: an earlier one is used in its place",
         ) from error
 
