@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from eval.benchmarks import benchmarks, newest
 from eval.probe_protocols import PROBE_PROTOCOLS, TRAIN_IMAGES, batch_for, find_probe
 from eval.protocols import PROTOCOLS
+from eval.segmentation.protocols import SEG_PROTOCOLS
 from zoo.errors import UsageError
 
 # A protocol with other rules is another version: add it, and keep these.
@@ -39,7 +40,7 @@ def test_the_digest_covers_every_rule_and_not_the_words(name: str) -> None:
 
 
 def test_tables_know_them() -> None:
-    assert {*PROBE_PROTOCOLS, *PROTOCOLS, "diversity@1"} == set(benchmarks())
+    assert {*PROBE_PROTOCOLS, *PROTOCOLS, *SEG_PROTOCOLS, "diversity@1"} == set(benchmarks())
     found = newest("in1k-linear-sweep")
     assert found is not None
     assert found.digest == PROBE_PROTOCOLS["in1k-linear-sweep@1"].digest
