@@ -118,8 +118,7 @@ def _sha256(*texts: str) -> str:
 
 def notes_of(result: Result, split: Split) -> list[str]:
     """What a reader must know of the figure, a sentence each."""
-    details, changes = result.details, result.settings
-    said = []
+    details, said = result.details, []
     if not result.complete:
         said.append(f"An incomplete set: {result.data}.")
     said.append(
@@ -130,10 +129,14 @@ def notes_of(result: Result, split: Split) -> list[str]:
     )
     if split.empty:
         said.append(f"{len(split.empty)} images have no labelled pixel and count nowhere.")
-    if changes:
-        listed = ", ".join(f"{key} {value}" for key, value in changes.items())
-        said.append(f"Not as the protocol has it: {listed}.")
     return said
+
+
+def _changes(result: Result) -> list[str]:
+    if not result.settings:
+        return []
+    listed = ", ".join(f"{key} {value}" for key, value in result.settings.items())
+    return [f"Not as the protocol has it: {listed}."]
 
 
 def tell(
@@ -179,7 +182,7 @@ def tell(
             worst=[found[number] for number in poor],
             log=_rows(trained.run),
             record=portable(as_record(trained.recipe)),
-            notes=notes_of(result, split),
+            notes=[*notes_of(result, split), *_changes(result)],
         ),
         place,
     )
