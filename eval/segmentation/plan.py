@@ -19,6 +19,14 @@ from zoo.folder import Model, holds_convnet, load_model
 from zoo.hub import locate
 
 TRAINING, VALIDATION = "training", "validation"
+_FOLLOWS = {
+    "name": "a run is called by its folder, --run",
+    "protocol": "name the benchmark",
+    "model": "name the model",
+    "data": "give --data DIR",
+    "from_scratch": "give --from-scratch",
+}
+"""Fields of a recipe, and what decides each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +81,7 @@ def plan(model: str, benchmark: str, data: str, options: SegOptions, world: Worl
     Raises UsageError, DataError, IntegrityError, NetworkError.
     """
     protocol = find_seg_protocol(benchmark)
+    _require_own_keys(options.overrides)
     folder = locate(model)
     if holds_convnet(folder):
         raise UsageError(
@@ -105,6 +114,18 @@ def plan(model: str, benchmark: str, data: str, options: SegOptions, world: Worl
     _require_schedule(recipe)
     run = RunFolder((options.run or Path("runs") / recipe.name).absolute())
     return Task(recipe=recipe, run=run, model=found, train=train, val=val)
+
+
+def _require_own_keys(overrides: Sequence[str]) -> None:
+    """Raise UsageError for what follows from the command's words: a result is called by it."""
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key in _FOLLOWS:
+            raise UsageError(
+                f"{key!r} follows from the command, and is no override",
+                where=text,
+                fix=f"leave it out: {_FOLLOWS[key]}",
+            )
 
 
 def _warmed(recipe: Segmentation, overrides: Sequence[str]) -> Segmentation:

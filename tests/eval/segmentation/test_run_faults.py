@@ -152,6 +152,7 @@ USAGE = {
     "ranks that cannot share": (["--dump-config", "x.py", "--nproc", "3"], "cannot be shared"),
     "gaps": (["testing.stride=33"], "leave gaps"),
     "taps": (["method.taps=[1, 2, 3, 5]"], "four blocks"),
+    "another name": (["protocol=ade20k-upernet@1"], "follows from the command"),
     "unknown key": (["training.iteration=5"], "did you mean 'training.iterations'"),
     "not of a segmentation": (["--transform", "mae"], "takes no --transform"),
     "not of training": (["--split", "testing"], "takes no --split"),
