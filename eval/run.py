@@ -109,7 +109,7 @@ def evaluate(
         nets = [_classifier(name, protocols) for name in models]
         _require_different(nets)
         opened = {
-            name: _together(world, lambda p=place, n=name: _open(p, n, options.partial))
+            name: world.main_first(lambda p=place, n=name: _open(p, n, options.partial))
             for name, place in places.items()
         }
         protocols, empty = _require_images(protocols, opened)
@@ -230,16 +230,6 @@ def _open(place: Path | str, name: str, partial: bool) -> EvalSet:
     return open_eval_set(Path(place), name, partial=partial)
 
 
-def _together(world: World, open_: Callable[[], EvalSet]) -> EvalSet:
-    """Rank 0 walks the folder and caches what it found; the others read that."""
-    if world.is_main:
-        found = open_()
-        world.barrier()
-        return found
-    world.barrier()
-    return open_()
-
-
 def _classifier(name: str, protocols: Sequence[Protocol]) -> Classifier:
     """A model whose head fits the protocols.  Raises DataError before any weight is read."""
     folder = locate(name)
@@ -289,7 +279,7 @@ def _score_all(
     for net in nets:
         net.net.to(world.device)
     results: list[Result] = []
-    with _progress(world) as start, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with progress(world) as start, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for name, images in opened.items():
             of_set = [p for p in protocols if set_of(p.name) == name]
             models = [(net, resolve(net.preprocess, of_set[0], options.transform)) for net in nets]
@@ -321,7 +311,7 @@ def _write(found: Scored, images: EvalSet, options: Options, world: World) -> Re
 
 
 @contextmanager
-def _progress(world: World) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+def progress(world: World) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """Bars on stderr, on a terminal and on rank 0 alone."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not (world.is_main and console.is_terminal)) as bars:

@@ -5,10 +5,10 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo.errors import LostRankError, UsageError
 
 _PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -54,6 +55,15 @@ class World:
         if self.size > 1:
             with lost_rank(self):
                 dist.barrier(group=self.control)
+
+    def main_first(self, open_: Callable[[], T]) -> T:
+        """What ``open_`` gives, on every rank: rank 0 walks and caches, the others read that."""
+        if not self.is_main:
+            self.barrier()
+        found = open_()
+        if self.is_main:
+            self.barrier()
+        return found
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's ``value``, on every rank.  Anything that pickles; peers are ourselves."""

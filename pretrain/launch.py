@@ -91,13 +91,10 @@ def _run(recipe: Recipe, run: RunFolder, world: World, finish: Finish, *, reinde
 
 
 def _open_data(recipe: Recipe, world: World, reindex: bool) -> Sources:
-    """Rank 0 walks and caches; the others read what it cached."""
-    if not world.is_main:
-        world.barrier()
     places = [recipe.data.source, recipe.data.validation]
-    train, validation = (p and open_source(p, reindex=reindex and world.is_main) for p in places)
-    if world.is_main:
-        world.barrier()
+    train, validation = world.main_first(
+        lambda: [p and open_source(p, reindex=reindex and world.is_main) for p in places]
+    )
     assert isinstance(train, ImageIndex)
     return Sources(train=train, validation=validation or None)
 

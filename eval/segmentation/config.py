@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.segmentation.data import Split
-from eval.segmentation.recipe import Segmentation
+from eval.segmentation.recipe import IGNORED, LONG_SIDE, Segmentation
 from eval.segmentation.record import Network
 from zoo.errors import DataError
 
-IGNORED = 255
-_LONG = 4
-"""Long side of an image over the short side, at most."""
 _META = ("img_path", "seg_map_path", "ori_shape", "img_shape", "pad_shape", "scale_factor")
 PARTS = "eval.segmentation.parts"
 """What mmengine imports to find the parts of ours."""
@@ -128,7 +125,7 @@ def train_pipeline(recipe: Segmentation, *, strict: bool = False) -> list[dict[s
         {"type": "LoadAnnotations", "reduce_zero_label": True},
         {
             "type": "RandomResize",
-            "scale": (_LONG * training.short_side, training.short_side),
+            "scale": (LONG_SIDE * training.short_side, training.short_side),
             "ratio_range": (0.5, 2.0),
             "keep_ratio": True,
         },
@@ -146,7 +143,7 @@ def train_pipeline(recipe: Segmentation, *, strict: bool = False) -> list[dict[s
 
 def test_pipeline(recipe: Segmentation) -> list[dict[str, Any]]:
     """From a file to the resized image and its mask, which keeps its own size."""
-    scale = (_LONG * recipe.testing.short_side, recipe.testing.short_side)
+    scale = (LONG_SIDE * recipe.testing.short_side, recipe.testing.short_side)
     return [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": scale, "keep_ratio": True},

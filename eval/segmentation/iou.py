@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from eval.segmentation.recipe import IGNORED
 from zoo.errors import DataError
 
-IGNORED = 255
-"""The label of pixels that do not count."""
 RESAMPLES, SEED = 1000, 0
 """Of the bootstrap."""
 _AT_ONCE = 50

@@ -23,11 +23,9 @@ from PIL import Image
 
 from eval.layouts.listing import first_ten
 from eval.result_files import shown as shown_text
+from eval.segmentation.recipe import IGNORED
 from zoo.errors import DataError
 from zoo.images import require_sane_size
-
-IGNORED = 255
-"""In what ``read_mask`` gives, and in a file."""
 
 _THREADS = 8  # reading waits on the disk, and Pillow decodes without the interpreter's lock
 _AT_ONCE = 256  # pairs, so that an interrupt has little to wait for

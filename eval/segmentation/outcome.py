@@ -13,7 +13,7 @@ from torch import nn
 
 from eval.results import Result
 from eval.segmentation.data import Split
-from eval.segmentation.iou import image_miou, scores_of
+from eval.segmentation.iou import Scores, image_miou
 from eval.segmentation.masks import shown
 from eval.segmentation.overlays import Example, chosen, shrunk, worst
 from eval.segmentation.page import Told, write_page
@@ -28,7 +28,6 @@ from pretrain.launch import code_version, environment
 from pretrain.log import read_log
 from pretrain.recipe import as_record
 from pretrain.run import RunFolder
-from zoo.leaks import portable
 
 _SHOWN = 8
 """Images of the fixed set; the worst ten stand beside them."""
@@ -50,11 +49,11 @@ class Trained:
 
 
 def result_of(
-    trained: Trained, split: Split, counts: np.ndarray, *, seconds: float, world: World
+    trained: Trained, split: Split, scores: Scores, *, seconds: float, world: World
 ) -> Result:
-    """counts: (M, 3, C), of every image."""
+    """Of a whole split."""
     recipe, network = trained.recipe, trained.network
-    protocol, scores = find_seg_protocol(recipe.protocol), scores_of(counts)
+    protocol = find_seg_protocol(recipe.protocol)
     if protocol.data == "ADE20K" and not split.is_ade20k:
         protocol = of_own(protocol)
     trained_on, identity = trained.notes["trained_on"], trained.notes["identity"]
@@ -143,13 +142,16 @@ def tell(
     trained: Trained,
     split: Split,
     counts: np.ndarray,
+    scores: Scores,
     result: Result,
     world: World,
     *,
     workers: int,
 ) -> Path:
-    """Write the page into the run folder, with pictures of what the network takes images for."""
-    scores = scores_of(counts)
+    """Write the page into the run folder, with pictures of what the network takes images for.
+
+    counts: (M, 3, C), of every image.
+    """
     fixed = chosen(_SHOWN, len(split))
     poor = worst(np.array([image_miou(part) for part in counts]))
     wanted = sorted({*fixed, *poor})
@@ -181,7 +183,7 @@ def tell(
             fixed=[found[number] for number in fixed],
             worst=[found[number] for number in poor],
             log=_rows(trained.run),
-            record=portable(as_record(trained.recipe)),
+            record=as_record(trained.recipe),
             notes=[*notes_of(result, split), *_changes(result)],
         ),
         place,

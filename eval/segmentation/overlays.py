@@ -15,9 +15,8 @@ from PIL import Image
 
 from eval.report import PALETTE
 from eval.segmentation.lettering import LETTERS, width, written
+from eval.segmentation.recipe import IGNORED
 
-IGNORED = 255
-"""In a mask: a pixel without a label."""
 SIDE = 300
 """Longest side, in pixels, at which an image is shown."""
 WRONG = tuple(int(PALETTE[1][i : i + 2], 16) for i in (1, 3, 5))

@@ -20,8 +20,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmseg.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 from torch import Tensor, nn
 
-from eval.segmentation.config import IGNORED
 from eval.segmentation.pixels import read_pixels
+from eval.segmentation.recipe import IGNORED
 from eval.segmentation.weights import resize_positions
 from zoo.vit import ViTConfig, empty_vit, initialise, set_drop_path
 

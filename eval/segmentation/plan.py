@@ -92,7 +92,7 @@ def plan(model: str, benchmark: str, data: str, options: SegOptions, world: Worl
     found = load_model(folder)
     root = _spelt(typed_path(data).resolve())
     train, val = (
-        open_together(root, world, split=split, partial=options.partial)
+        world.main_first(lambda s=split: open_split(root, s, partial=options.partial))
         for split in (TRAINING, VALIDATION)
     )
     if protocol.data == "ADE20K" and not (train.is_ade20k and val.is_ade20k):
@@ -207,13 +207,3 @@ def changed(recipe: Segmentation, network: Network) -> dict[str, Any]:
     found = {k: v for k, v in ours.items() if v != theirs[k] and k != "training.seed"}
     found |= {"from_scratch": True} if recipe.from_scratch else {}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
-
-
-def open_together(root: Path, world: World, *, split: str, partial: bool) -> Split:
-    """Rank 0 checks a split and caches what it found; the others read that."""
-    if world.is_main:
-        found = open_split(root, split, partial=partial)
-        world.barrier()
-        return found
-    world.barrier()
-    return open_split(root, split, partial=partial)

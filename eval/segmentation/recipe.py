@@ -21,6 +21,10 @@ Backbone = Literal["mae", "plain"]
 grid, as MAE's and TinyMIM's figures have it.  ``plain``: the ViT as it was pre-trained."""
 Precision = Literal["float32", "bfloat16", "float16"]
 
+IGNORED = 255
+"""In a mask: a pixel without a label."""
+LONG_SIDE = 4
+"""Of a resized image: at most so many times its short side."""
 LAYER_DECAY = {"mae-b": 0.65, "tinymim-b": 0.75, "small": 0.8}
 """Learning rate of a block over that of the block behind it.  B: of mmsegmentation's MAE recipe and
 of TinyMIM's.  ``small``, for S and T, is ours: TinyMIM published 0.8 for its T* alone."""

@@ -2,20 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from eval.results import Result
-from eval.segmentation.data import Split
+from eval.run import progress
+from eval.segmentation.data import Split, open_split
+from eval.segmentation.iou import scores_of
 from eval.segmentation.packages import import_mmseg
-from eval.segmentation.plan import SegOptions, Task, open_together, plan
+from eval.segmentation.plan import SegOptions, Task, plan
 from eval.segmentation.protocols import TEST
-from eval.segmentation.record import read_run
+from eval.segmentation.recipe import Segmentation
+from eval.segmentation.record import Network, read_run
 from pretrain.distributed import World, start_world
 from pretrain.run import RunFolder
 from zoo.errors import DataError, UsageError, ZooError
@@ -108,13 +110,14 @@ def _train_and_score(task: Task, options: SegOptions, world: World) -> SegReport
     with (
         _run_option(),
         run.hold() if world.is_main else contextlib.nullcontext(),
-        run.report_exit(world) as progress,
+        run.report_exit(world) as told,
     ):
         if world.is_main:
             run.admit(task.recipe)
-        progress.state = steps = Steps()
+        told.state = steps = Steps()
         checkpoint = fit(task, world, steps)
-        return _score(run, checkpoint, task.val, options, world)
+        given = (task.recipe, task.network())
+        return _score(run, given, checkpoint, task.val, options, world)
 
 
 def _score_run(path: Path, data: str | None, options: SegOptions, world: World) -> SegReport | None:
@@ -122,7 +125,7 @@ def _score_run(path: Path, data: str | None, options: SegOptions, world: World) 
 
     recipe, network = read_run(path)
     root = typed_path(data or recipe.data).resolve()
-    split = open_together(root, world, split=options.split, partial=options.partial)
+    split = world.main_first(lambda: open_split(root, options.split, partial=options.partial))
     if tuple(split.labels.names) != network.classes:
         raise DataError(
             f"the network was taught {len(network.classes)} classes, and these are "
@@ -139,11 +142,16 @@ def _score_run(path: Path, data: str | None, options: SegOptions, world: World) 
             where=str(run.checkpoints),
             fix="let the run come to its end first",
         )
-    return _score(run, checkpoint, split, options, world)
+    return _score(run, (recipe, network), checkpoint, split, options, world)
 
 
 def _score(
-    run: RunFolder, checkpoint: Path, split: Split, options: SegOptions, world: World
+    run: RunFolder,
+    made: tuple[Segmentation, Network],
+    checkpoint: Path,
+    split: Split,
+    options: SegOptions,
+    world: World,
 ) -> SegReport | None:
     from eval.segmentation.between import STATE
     from eval.segmentation.outcome import Trained, notes_of, result_of, tell
@@ -151,7 +159,7 @@ def _score(
     from eval.segmentation.train import load_network
     from pretrain.checkpoint import read_notes
 
-    recipe, network = read_run(run.path)
+    recipe, network = made
     step, notes = read_notes(checkpoint)
     if step < recipe.training.iterations:
         raise UsageError(
@@ -161,7 +169,8 @@ def _score(
         )
     net = load_network(recipe, network, checkpoint).to(world.device)
     began = time.perf_counter()
-    with _bar(world, -(-len(split) // world.size)) as advance:
+    with progress(world) as start:
+        advance = start("images", len(split))
         counts = score(net, split, recipe, world, workers=options.workers, advance=advance)
     if not world.is_main:
         return None
@@ -174,8 +183,9 @@ def _score(
         notes=notes,
     )
     seconds = time.perf_counter() - began
-    result = result_of(trained, split, counts, seconds=seconds, world=world)
-    page = tell(trained, split, counts, result, world, workers=options.workers)
+    scores = scores_of(counts)
+    result = result_of(trained, split, scores, seconds=seconds, world=world)
+    page = tell(trained, split, counts, scores, result, world, workers=options.workers)
     file = result.save(options.out)
     details = result.details
     lines = [
@@ -197,12 +207,3 @@ def _run_option() -> Iterator[None]:
     except ZooError as error:
         error.fix = error.fix.replace("--out", "--run")
         raise
-
-
-@contextlib.contextmanager
-def _bar(world: World, images: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, on a terminal and on rank 0 alone."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not (world.is_main and console.is_terminal)) as bars:
-        task = bars.add_task("images", total=images)
-        yield lambda count: bars.advance(task, count)

@@ -18,13 +18,10 @@ from eval.segmentation.data import Split
 from eval.segmentation.iou import count
 from eval.segmentation.masks import read_mask
 from eval.segmentation.pixels import read_pixels
-from eval.segmentation.recipe import Segmentation
+from eval.segmentation.recipe import LONG_SIDE, Segmentation
 from eval.segmentation.upernet import window_logits
 from eval.segmentation.windows import class_map, slide
 from pretrain.distributed import World
-
-LONG_SIDE = 4
-"""Of a resized image, at most so many times its short side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
