@@ -12,9 +12,9 @@ from eval.diversity import Diversity
 from eval.diversity_page import chart as diversity_chart
 from eval.diversity_page import sample_images, side_by_side, similarity_maps
 from eval.report import Page, Relation, Table, bars, curves, relation_maps
+from pretrain.distillation import relation_logits
 from pretrain.index import ImageIndex
 from pretrain.log import read_log
-from pretrain.methods.tinymim import relation_logits
 from pretrain.teachers.frozen import FrozenTokens
 from zoo.folder import Model, holds_convnet, load_model, read_config
 from zoo.images import normalise, read_image

@@ -97,6 +97,32 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid**2, channels * patch**2)
 
 
+def visible_patches(student: ViTConfig, ratio: float) -> int:
+    """Patches that stay visible in every sample; as in MAE, rounded down."""
+    return int(student.patches * (1 - ratio))
+
+
+def pixel_targets(images: Tensor, patch: int, normalised: bool) -> Tensor:
+    """What MAE's decoder is to predict: (B, P, 3·patch²) pixels of normalised images.
+
+    normalised: each patch by its own mean and variance.
+    """
+    patches = patchify(images, patch)
+    return normalise_patches(patches) if normalised else patches
+
+
+def normalise_patches(patches: Tensor) -> Tensor:
+    """Each patch to mean 0 and (unbiased) variance 1 over its pixels and channels."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def masked_loss(guess: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean squared error over the pixels of the masked patches (B, M) alone; fp32."""
+    per_patch = (guess.float() - target.float()).square().mean(-1)
+    return per_patch.gather(1, masked).mean()
+
+
 class Decoder(nn.Module):
     """Mask tokens join the visible ones; a few blocks (MAE §3, "MAE decoder")."""
 
@@ -140,11 +166,11 @@ class Decoder(nn.Module):
         return self.leave(full[:, 1:])
 
 
-def require_decoder_sizes(width: int, heads: int) -> None:
-    """Raise UsageError for a decoder that no attention could have."""
+def require_decoder_sizes(width: int, heads: int, *, owner: str = "method") -> None:
+    """Raise UsageError for a decoder that no attention could have.  owner: the recipe key of it."""
     if width % heads or width % 4:
         raise UsageError(
             f"a decoder of width {width} cannot have {heads} heads",
-            where="method.decoder_width, method.decoder_heads",
+            where=f"{owner}.decoder_width, {owner}.decoder_heads",
             fix="the width must be a multiple of 4 and of the heads",
         )

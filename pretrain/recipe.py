@@ -4,6 +4,7 @@ A recipe file is a function of its own name that returns a ``Recipe``.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.resources
@@ -68,6 +69,20 @@ AnyRecipe = TypeVar("AnyRecipe", bound=_Named)
 _KeyValue = Annotated[str, Field(pattern="^[^=]+=")]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedOverrides:
+    """Overrides that a recipe's file gives a name: a row of a paper's table, a common variant."""
+
+    overrides: list[str]
+    figure: str = ""
+    """What the paper has for it; empty where there is no such figure."""
+
+
+_NAMED = TypeAdapter(dict[str, list[_KeyValue] | tuple[str, list[_KeyValue]]])
+_MANY = 5
+"""Named overrides of a recipe that a list of all recipes still shows one by one."""
+
+
 def list_recipes() -> list[str]:
     """The names of all shipped recipes."""
     files = importlib.resources.files("configs").iterdir()
@@ -81,22 +96,31 @@ def summaries() -> dict[str, str]:
     for name in list_recipes():
         tree = ast.parse(_place_of(name).read_text())
         found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-        if named := named_overrides(name):
+        named = named_overrides(name)
+        if len(named) > _MANY:
+            found[name] += f" Or one of {len(named)}: zoo pretrain --list {name}."
+        elif named:
             found[name] += f" Or: {', '.join(named)}."
     return found
 
 
-def named_overrides(name: str) -> dict[str, list[str]]:
+def named_overrides(name: str) -> dict[str, NamedOverrides]:
     """The named overrides of a recipe: what its file's ``NAMED`` says, read without running it.
 
-    Raises UsageError.
+    ``{"name": ["key.path=value", …]}``, or with the paper's figure: ``("84.2", […])``.  Raises
+    UsageError.
     """
     place = _place_of(name)
     try:
         for node in ast.parse(place.read_text()).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAMED":
-                named = ast.literal_eval(node.value)
-                return TypeAdapter(dict[str, list[_KeyValue]]).validate_python(named, strict=True)
+                named = _NAMED.validate_python(ast.literal_eval(node.value), strict=True)
+                return {
+                    key: NamedOverrides(overrides=entry)
+                    if isinstance(entry, list)
+                    else NamedOverrides(figure=entry[0], overrides=entry[1])
+                    for key, entry in named.items()
+                }
     except (SyntaxError, ValueError) as error:  # a ValidationError is a ValueError
         raise UsageError(
             f"a recipe file that cannot be read: {str(error).splitlines()[0]}",
@@ -148,7 +172,7 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     overrides: ``key.path=value``, or the name of overrides that the recipe's file lists; a name
     is added to the recipe's own.  Raises UsageError.
     """
-    known = named_overrides(name)  # read before the file is run
+    known = {key: named.overrides for key, named in named_overrides(name).items()}
     return override(recipe_function(name)(), overrides, known)
 
 
@@ -232,10 +256,12 @@ def _field(owner: Any, path: list[str], key: str) -> Any:
 
 def _parse(kind: Any, text: str, key: str) -> Any:
     adapter = TypeAdapter(kind)
-    try:
+    with contextlib.suppress(ValidationError):  # not JSON, or of another type: perhaps plain text
         return adapter.validate_json(text, strict=True)
-    except ValidationError:
-        pass  # not JSON, or of another type: as plain text it may still be right
+    if text.startswith("[") and text.endswith("]"):  # words, which a shell would strip of quotes
+        with contextlib.suppress(ValidationError):
+            words = tuple(word.strip() for word in text[1:-1].split(","))
+            return adapter.validate_python(words, strict=True)
     try:
         return adapter.validate_python(text, strict=True)
     except ValidationError as error:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -38,7 +39,9 @@ def pretrain(
         typer.Argument(metavar="KEY=VALUE…", help="For example training.epochs=100."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE]")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the recipes; of RECIPE, its named overrides.")
+    ] = False,
     show: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
     reindex: Annotated[bool, typer.Option(help="Walk the whole data set again.")] = False,
@@ -50,8 +53,13 @@ def pretrain(
 
     The same command continues it.
     """
-    from pretrain.recipe import as_record, find_recipe, list_recipes, summaries
+    from pretrain.recipe import as_record, find_recipe, list_recipes, named_overrides, summaries
 
+    if list_ and recipe:
+        named = named_overrides(recipe)
+        rows = {key: f"{n.figure}  {' '.join(n.overrides)}".strip() for key, n in named.items()}
+        answer({k: asdict(n) for k, n in named.items()} if json_ else aligned(rows), json_)
+        return
     if list_:
         answer(summaries() if json_ else aligned(summaries()), json_)
         return

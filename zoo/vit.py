@@ -7,6 +7,7 @@ Blocks are counted from 1, as the papers do.
 
 import math
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -227,11 +228,16 @@ def embed(vit: VisionTransformer, images: Tensor, visible: Tensor | None = None)
     return torch.cat([cls, patches], dim=1)
 
 
+Kind = Literal["q", "k", "v", "attention", "attention_residual", "ffn", "block"]
+"""A place inside a block.  Q, K and V: heads concatenated.  ``attention`` and ``ffn``: what a
+branch gives, before it joins the residual stream; ``attention_residual`` and ``block``: after."""
+
+
 class Tap(NamedTuple):
-    """A place to read: the Q, K or V of a block (heads concatenated), or what leaves it."""
+    """A place to read; blocks are counted from 1."""
 
     block: int
-    kind: Literal["q", "k", "v", "block"]
+    kind: Kind
 
 
 def taps(
@@ -243,8 +249,8 @@ def taps(
 ) -> dict[Tap, Tensor]:
     """What the network holds at the ``wanted`` places, each (B, N, D).
 
-    No block beyond the last one wanted runs; where only its Q, K or V is wanted, nothing of that
-    block past its qkv projection does.  ``visible`` as in ``embed``.
+    No block beyond the last one wanted runs, and of that block nothing past the last place wanted:
+    where only its Q, K or V is, nothing past the qkv projection.  ``visible`` as in ``embed``.
     """
     wanted = set(wanted)
     last = max(tap.block for tap in wanted)
@@ -253,27 +259,34 @@ def taps(
     for number, part in enumerate(vit.blocks[:last], start=1):
         block = cast(Block, part)
         here = {tap for tap in wanted if tap.block == number}
-        output = Tap(number, "block")
-        if here - {output}:
-            qkv = _attention(block).qkv(block.norm1(tokens))
-            named = zip("qkv", qkv.chunk(3, dim=-1), strict=True)
-            found |= {Tap(number, kind): tensor for kind, tensor in named}  # type: ignore[arg-type]
-            if number == last and output not in here:
-                break
-            tokens = _after_qkv(block, tokens, qkv)
+        kinds: set[Kind] = {tap.kind for tap in here}
+        if kinds <= {"block"}:
+            parts: dict[Kind, Tensor] = {"block": block(tokens)}
         else:
-            tokens = block(tokens)
-        found[output] = tokens
-    return {tap: found[tap] for tap in wanted}
+            parts = _parts(block, tokens, kinds if number == last else {"block"})
+        found |= {tap: parts[tap.kind] for tap in here}
+        if number < last:
+            tokens = parts["block"]
+    return found
 
 
-def _after_qkv(block: Block, tokens: Tensor, qkv: Tensor) -> Tensor:
-    """The rest of a block whose qkv projection (B, N, 3D) has been computed already."""
+def _parts(block: Block, tokens: Tensor, last: AbstractSet[Kind]) -> dict[Kind, Tensor]:
+    """What a block holds, place by place, until all of ``last`` are there."""
     attention = _attention(block)
-    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    tokens = tokens + block.drop_path1(block.ls1(attention.proj(mixed)))
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    qkv = attention.qkv(block.norm1(tokens))
+    q, k, v = qkv.chunk(3, dim=-1)
+    found: dict[Kind, Tensor] = {"q": q, "k": k, "v": v}
+    if last <= found.keys():
+        return found
+    heads = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(*heads.unbind()).transpose(1, 2).flatten(2)
+    found["attention"] = branch = block.ls1(attention.proj(mixed))
+    found["attention_residual"] = tokens = tokens + block.drop_path1(branch)
+    if last <= found.keys():
+        return found
+    found["ffn"] = branch = block.ls2(block.mlp(block.norm2(tokens)))
+    found["block"] = tokens + block.drop_path2(branch)
+    return found
 
 
 def _attention(block: nn.Module) -> Attention:

@@ -15,7 +15,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pretrain.bounds import Count
-from pretrain.masked import Decoder, mask_order, patchify, require_decoder_sizes
+from pretrain.masked import (
+    Decoder,
+    mask_order,
+    masked_loss,
+    pixel_targets,
+    require_decoder_sizes,
+    visible_patches,
+)
 from pretrain.objective import Batch, Export, ParamGroup
 from pretrain.optim import decay_matrices
 from pretrain.views import FLIP_DRAWS, flip
@@ -63,17 +70,13 @@ class MaskedAutoencoder(nn.Module):
         order = mask_order(batch.draws[:, FLIP_DRAWS:])
         visible = order[:, : self.visible_patches]
         tokens = self.encoder.norm(self.encoder.blocks(embed(self.encoder, images, visible)))
-        guess = self.decoder(tokens, order)
-        target = patchify(images, self.config.patch)
-        if self.method.normalise_pixels:
-            target = normalise_patches(target)
         masked = order[:, self.visible_patches :]
-        return {"total": masked_loss(guess, target, masked)}
+        target = pixel_targets(images, self.config.patch, self.method.normalise_pixels)
+        return {"total": masked_loss(self.decoder(tokens, order), target, masked)}
 
     @property
     def visible_patches(self) -> int:
-        """As in MAE, rounded down."""
-        return int(self.config.patches * (1 - self.method.mask_ratio))
+        return visible_patches(self.config, self.method.mask_ratio)
 
     def param_groups(self, weight_decay: float) -> Iterable[ParamGroup]:
         return decay_matrices(self.named_parameters(), weight_decay)
@@ -81,15 +84,3 @@ class MaskedAutoencoder(nn.Module):
     def export(self) -> Export:
         """The encoder; the decoder has done its work."""
         return Export(weights=self.encoder.state_dict(), last_trained_block=self.config.depth)
-
-
-def normalise_patches(patches: Tensor) -> Tensor:
-    """Each patch to mean 0 and (unbiased) variance 1 over its pixels and channels."""
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + 1e-6).sqrt()
-
-
-def masked_loss(guess: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Mean squared error over the pixels of the masked patches (B, M) alone; fp32."""
-    per_patch = (guess.float() - target.float()).square().mean(-1)
-    return per_patch.gather(1, masked).mean()

@@ -27,7 +27,7 @@ class Frozen(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        read: Callable[[Any, Tensor], Any],
+        read: Callable[..., Any],
         preprocess: Preprocess,
         *,
         precision: Precision = "fp32",
@@ -42,14 +42,14 @@ class Frozen(nn.Module):
         return super().train(False)
 
     @torch.no_grad()  # not inference_mode: the student's loss saves these tensors for backward
-    def forward(self, images01: Tensor) -> Any:
-        """What is read for images (B, 3, S, S) in [0, 1]."""
+    def forward(self, images01: Tensor, **how: Any) -> Any:
+        """What is read for images (B, 3, S, S) in [0, 1].  how: goes to ``read``."""
         images = normalise(images01, self.preprocess.mean, self.preprocess.std).to(self.dtype)
         # Weights held in bf16 need no autocast, which would only add casts.
         as_is = contextlib.nullcontext()
         pure = self.dtype == torch.bfloat16
         with torch.autocast(images.device.type, enabled=False) if pure else as_is:
-            return self._read(self.net, images)
+            return self._read(self.net, images, **how)
 
 
 class FrozenTokens(Frozen):

@@ -1,21 +1,24 @@
 """Plain-ViT teachers: frozen, cut at the block that is read."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from pretrain.bounds import Count
+from pretrain.bounds import Count, Rate
+from pretrain.distillation import QKV, Place, read
 from pretrain.teachers.frozen import Frozen, FrozenTokens, Precision
 from zoo.card import TeacherRecord
 from zoo.errors import UsageError
-from zoo.folder import holds_plain_vit, load_any_vit, load_model, read_patch
+from zoo.folder import Model, holds_plain_vit, load_any_vit, load_model, read_patch
 from zoo.hub import locate
 from zoo.images import Preprocess
 from zoo.tokens import block_tokens
-from zoo.vit import Tap, ViTConfig, divisors, final_norm, taps
+from zoo.vit import ViTConfig, divisors, final_norm, set_drop_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +31,26 @@ class ViTTeacher:
     """1-based; null for the last one."""
     relation_heads: Count | None = None
     """Null: what the teacher's card records, else its own attention heads."""
+    drop_path: Rate = 0.0
+    """Of every block that runs whole; the published recipes have none (Table 13)."""
     precision: Precision = "fp32"
 
-    def load(self, student: ViTConfig, device: torch.device) -> "FrozenViT":
-        """Fetch, verify and freeze.  Raises UsageError, IntegrityError, NetworkError."""
+    def load(
+        self,
+        student: ViTConfig,
+        device: torch.device,
+        *,
+        reads: frozenset[Place] = QKV,
+        relations: bool = True,
+    ) -> "FrozenViT":
+        """Fetch, verify and freeze.
+
+        reads: the places of the block that will be asked for.  relations: whether relation heads
+        have to divide both widths.  Raises UsageError, IntegrityError, NetworkError.
+        """
+        blocks = None if "output" in reads else self.block
         model = load_model(
-            locate(self.source), image_size=student.image_size, blocks=self.block, device=device
+            locate(self.source), image_size=student.image_size, blocks=blocks, device=device
         )
         config = model.config
         block = self.block or config.depth
@@ -52,13 +69,29 @@ class ViTTeacher:
             )
         recorded = model.card.relation_heads if model.card and block == config.depth else None
         heads = self.relation_heads or recorded or config.heads
-        _require_divides(heads, config.width, student.width)
+        if relations:
+            _require_divides(heads, config.width, student.width)
+        _require_trained(model, block, reads)
+        set_drop_path(model.vit, [self.drop_path] * len(model.vit.blocks))
         return FrozenViT(
             model.vit,
             model.preprocess,
-            record=model.as_teacher(block=block, relation_heads=heads),
+            record=model.as_teacher(block=block, relation_heads=heads if relations else None),
             relation_heads=heads,
+            reads=reads,
             precision=self.precision,
+        )
+
+
+def _require_trained(model: Model, block: int, reads: frozenset[Place]) -> None:
+    """A TinyMIM student's last block adds nothing: its branches were never trained."""
+    untrained = sorted(reads & {"attention", "ffn"})
+    if untrained and block > model.last_trained_block:
+        raise UsageError(
+            f"block {block} of this teacher was trained up to its qkv projection only: "
+            f"there is no {' or '.join(untrained)} feature in it",
+            where=f"method.targets, teacher {model.name}",
+            fix=f"set method.teacher.block={model.last_trained_block}, or choose other targets",
         )
 
 
@@ -74,7 +107,7 @@ def _require_divides(heads: int, teacher_width: int, student_width: int) -> None
 
 
 class FrozenViT(Frozen):
-    """A ViT that gives Q, K and V of one block, each (B, N, D)."""
+    """A ViT that gives what it holds at some places of one block, each (B, N, D)."""
 
     def __init__(
         self,
@@ -83,17 +116,23 @@ class FrozenViT(Frozen):
         *,
         record: TeacherRecord,
         relation_heads: int,
+        reads: frozenset[Place] = QKV,
         precision: Precision = "fp32",
     ) -> None:
         assert record.block is not None
-        wanted = [Tap(record.block, kind) for kind in ("q", "k", "v")]
-
-        def read(net: VisionTransformer, images: Tensor) -> tuple[Tensor, ...]:
-            found = taps(net, images, wanted)
-            return tuple(found[tap] for tap in wanted)
-
-        super().__init__(vit, read, preprocess, precision=precision)
+        look = functools.partial(read, wanted=reads, block=record.block)
+        super().__init__(vit, look, preprocess, precision=precision)
+        self.width: int = vit.embed_dim
         self.record, self.relation_heads = record, relation_heads
+        self.train()
+
+    def train(self, mode: bool = True) -> "FrozenViT":
+        """In eval mode as ever, but for stochastic depth: a rate that the recipe gave is meant."""
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, DropPath):
+                part.training = True
+        return self
 
 
 def vit_tokens(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrain.masked import mask_order, patchify
-from pretrain.methods.mae import MAE, MaskedAutoencoder, masked_loss, normalise_patches
+from pretrain.masked import mask_order, masked_loss, normalise_patches, patchify
+from pretrain.methods.mae import MAE, MaskedAutoencoder
 from pretrain.objective import Batch
 from zoo.errors import UsageError
 from zoo.vit import ViTConfig

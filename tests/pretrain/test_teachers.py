@@ -34,16 +34,17 @@ def images(size: int = 2, side: int = 32) -> torch.Tensor:
 def test_frozen_whatever_it_is_told(teacher: Path) -> None:
     frozen = ViTTeacher(source=str(teacher)).load(STUDENT, CPU)
     before = frozen(images())
+    assert set(before) == {"q", "k", "v"}
     assert not frozen.train().training
     assert not any(module.training for module in frozen.modules())
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     after = frozen(images().requires_grad_())
-    assert not any(tensor.requires_grad for tensor in after)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not any(tensor.requires_grad for tensor in after.values())
+    assert all(torch.equal(tensor, after[place]) for place, tensor in before.items())
 
 
 def test_its_tensors_can_be_saved_for_backward(teacher: Path) -> None:
-    q, _, _ = ViTTeacher(source=str(teacher)).load(STUDENT, CPU)(images())
+    q = ViTTeacher(source=str(teacher)).load(STUDENT, CPU)(images())["q"]
     weight = torch.ones((), requires_grad=True)
     (weight * q).sum().backward()  # an inference tensor would refuse
     assert weight.grad is not None
@@ -55,18 +56,21 @@ def test_no_block_beyond_the_one_that_is_read_is_loaded(teacher: Path) -> None:
     assert frozen.record.block == 1
     whole = ViTTeacher(source=str(teacher)).load(STUDENT, CPU)
     assert whole.record.block == 2
-    assert not torch.equal(frozen(images())[0], whole(images())[0])
+    assert not torch.equal(frozen(images())["q"], whole(images())["q"])
 
 
 def test_bf16_holds_the_weights_themselves(teacher: Path) -> None:
     half = ViTTeacher(source=str(teacher), precision="bf16").load(STUDENT, CPU)
     full = ViTTeacher(source=str(teacher)).load(STUDENT, CPU)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    for a, b in zip(half(images()), full(images()), strict=True):
-        assert a.dtype == torch.bfloat16
-        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
+    expected = full(images())
+    for place, tokens in half(images()).items():
+        assert tokens.dtype == torch.bfloat16
+        torch.testing.assert_close(tokens.float(), expected[place], rtol=0.05, atol=0.05)
     with torch.autocast("cpu", torch.bfloat16):
-        assert full(images())[0].dtype == torch.bfloat16  # fp32 weights follow the run's precision
+        assert (
+            full(images())["q"].dtype == torch.bfloat16
+        )  # fp32 weights follow the run's precision
 
 
 @pytest.mark.parametrize("block", [3, 99])
@@ -102,7 +106,7 @@ def test_heads_that_divide_not_name_those_that_do(teacher: Path) -> None:
 def test_positions_are_resampled_to_the_students_image_size(teacher: Path) -> None:
     larger = replace(STUDENT, image_size=48)
     frozen = ViTTeacher(source=str(teacher)).load(larger, CPU)
-    q, _, _ = frozen(images(side=48))
+    q = frozen(images(side=48))["q"]
     assert q.shape == (2, 37, 48)
     original = load_file(teacher / "model.safetensors")["pos_embed"]
     resampled = frozen.net.state_dict()["pos_embed"]

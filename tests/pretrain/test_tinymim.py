@@ -14,12 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.methods.tinymim import (
-    RelationDistillation,
-    TinyMIM,
-    relation_logits,
-    relation_loss,
-)
+from pretrain.distillation import relation_logits, relation_loss
+from pretrain.methods.tinymim import Distillation, TinyMIM
 from pretrain.objective import Batch
 from pretrain.teachers.vit import FrozenViT, ViTTeacher
 from pretrain.views import TWO_VIEW_DRAWS
@@ -150,7 +146,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "teacher")
 
 
-def distillation(teacher: Path, student: ViTConfig = STUDENT) -> RelationDistillation:
+def distillation(teacher: Path, student: ViTConfig = STUDENT) -> Distillation:
     return TinyMIM(teacher=ViTTeacher(source=str(teacher))).build(student, seed=0, device=CPU)
 
 
@@ -247,7 +243,7 @@ def test_teacher_runs_no_further_than_it_is_read(
 def test_a_training_step_computes_this_and_nothing_else() -> None:
     """Forward and backward of 11 student blocks and one qkv; forward of the teacher's."""
     size = 3
-    objective = RelationDistillation(
+    objective = Distillation(
         VIT_T, frozen(VIT_B, 12), TinyMIM(teacher=ViTTeacher(source="")), seed=0
     )
     objective = objective.to("meta").train()
@@ -266,6 +262,8 @@ def test_same_model_folder_in_float_and_half(teacher: Path) -> None:
     half = ViTTeacher(source=str(teacher), precision="bf16").load(STUDENT, CPU)
     full = ViTTeacher(source=str(teacher)).load(STUDENT, CPU)
     images = torch.rand(2, 3, TEACHER.image_size, TEACHER.image_size)
-    for a, b in zip(half(images), full(images), strict=True):
-        assert a.dtype == torch.bfloat16
-        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
+    found, expected = half(images), full(images)
+    assert set(found) == {"q", "k", "v"}
+    for place, tokens in found.items():
+        assert tokens.dtype == torch.bfloat16
+        torch.testing.assert_close(tokens.float(), expected[place], rtol=0.05, atol=0.05)

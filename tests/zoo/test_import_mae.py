@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import zoo
-from pretrain.methods.tinymim import relation_logits
+from pretrain.distillation import relation_logits
 from pretrain.teachers.vit import ViTTeacher
 from zoo.card import read_card
 from zoo.errors import IntegrityError

@@ -1,7 +1,7 @@
 """The network: reference values, timm's own forward, and reading no further than asked."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from zoo.vit import (
     VIT_B,
     VIT_S,
     VIT_T,
+    Kind,
     Tap,
     ViTConfig,
     build_vit,
@@ -111,8 +112,40 @@ def test_q_k_and_v_are_what_the_projection_gives(vit: VisionTransformer, images:
         torch.testing.assert_close(found[Tap(3, kind)], expected, rtol=0, atol=1e-6)  # type: ignore[arg-type]
 
 
+BRANCHES = ("attention", "attention_residual", "ffn", "block")
+
+
+def test_branches_are_what_timms_modules_give(vit: VisionTransformer, images: Tensor) -> None:
+    given: dict[str, Tensor] = {}
+    third: nn.Module = vit.blocks[2]  # type: ignore[assignment]
+    hooks = [
+        third.attn.register_forward_hook(lambda *call: given.update(attention=call[2])),  # type: ignore[union-attr]
+        third.mlp.register_forward_hook(lambda *call: given.update(ffn=call[2])),  # type: ignore[union-attr]
+        third.norm2.register_forward_pre_hook(  # type: ignore[union-attr]
+            lambda *call: given.update(attention_residual=call[1][0])
+        ),
+        third.register_forward_hook(lambda *call: given.update(block=call[2])),
+    ]
+    vit.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    found = taps(vit, images, [Tap(3, kind) for kind in BRANCHES])  # type: ignore[arg-type]
+    for kind in BRANCHES:
+        torch.testing.assert_close(found[Tap(3, kind)], given[kind], rtol=0, atol=1e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["attention", "attention_residual"])
+def test_a_read_attention_branch_runs_no_mlp(kind: str, images: Tensor) -> None:
+    vit = build_vit(SMALL, seed=0).eval()
+    third: nn.Module = vit.blocks[2]  # type: ignore[assignment]
+    for part in (third.norm2, third.mlp, vit.blocks[3], vit.norm):
+        part.register_forward_pre_hook(_must_not_run)  # type: ignore[operator]
+    assert taps(vit, images, [Tap(3, kind)])[Tap(3, kind)].shape == (2, SMALL.tokens, SMALL.width)  # type: ignore[arg-type]
+
+
 def test_reading_on_the_way_changes_nothing_later(vit: VisionTransformer, images: Tensor) -> None:
-    everything = [Tap(n, kind) for n in range(1, 5) for kind in ("q", "k", "v", "block")]
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    everything = [Tap(n, kind) for n in range(1, 5) for kind in kinds]
     found = taps(vit, images, everything)
     assert len(found) == len(everything)
     tokens = embed(vit, images)
