@@ -14,7 +14,7 @@ from eval.run import Options, evaluate, require_known
 from eval.segmentation.plan import SegOptions
 from eval.segmentation.protocols import SEGMENTATION, TEST
 from eval.segmentation.run import dump_config, plan_run, ranks_folder, segment
-from pretrain.ranks import start_ranks
+from pretrain.ranks import Ranks, start_ranks
 from pretrain.recipe import as_record
 from zoo.errors import UsageError
 from zoo.options import aligned
@@ -148,7 +148,7 @@ def _segment(asked: Asked) -> Answer | None:
         return _Said(dump_config(plan_run(*given), asked.dump_config, ranks=asked.nproc))
     if asked.nproc > 1 and "RANK" not in os.environ:
         folder = ranks_folder(options) if test else plan_run(*given).run.path
-        start_ranks(asked.nproc, sys.argv[1:], folder)
+        start_ranks(Ranks(nproc=asked.nproc), sys.argv[1:], folder)
         return None
     return segment(*given)
 

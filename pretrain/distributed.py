@@ -146,8 +146,13 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = choose_device(device)
     if place.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"there is no CUDA device for local rank {local_rank}",
+                where=f"{torch.cuda.device_count()} devices here",
+                fix=f"start at most --nproc {torch.cuda.device_count()} ranks on this machine",
+            )
         place = torch.device("cuda", local_rank)
-    if place.type == "cuda":
         torch.cuda.set_device(place)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

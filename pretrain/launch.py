@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import platform
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from pretrain.recipe import Recipe, as_record, differences
 from pretrain.run import RunFolder, refuse_changes
 from pretrain.signals import StopSignals
 from zoo.card import TEACHER, BaseRecord, Card, TeacherRecord
-from zoo.errors import UsageError
+from zoo.errors import DataError, UsageError
 from zoo.folder import save_model
 
 
@@ -70,6 +71,7 @@ def run_recipe(
 
 def _run(recipe: Recipe, run: RunFolder, world: World, finish: Finish, *, reindex: bool) -> None:
     with run.report_exit(world) as progress:
+        run.require_shared(world)
         if world.is_main:
             run.admit(recipe)
         data = _open_data(recipe, world, reindex)
@@ -162,7 +164,9 @@ def _job(
         workers=recipe.data.workers,
     )
     steps = training.total_steps(loader.steps_per_epoch)
-    said = _resume(run, world, state, _identity(data, objective, world))
+    identity = _identity(data, objective, world)
+    _require_alike(identity, world)
+    said = _resume(run, world, state, identity)
     loader.start_step, loader.stop_step = state.step, steps
     log = RunLog(
         run.path,
@@ -209,6 +213,18 @@ def _identity(data: Sources, objective: Objective, world: World) -> dict[str, An
     if data.validation:
         identity["validation_fingerprint"] = data.validation.fingerprint
     return identity
+
+
+def _require_alike(identity: dict[str, Any], world: World) -> None:
+    """Raise DataError, on every rank, unless all of them found the same data and teacher."""
+    found = world.gather((socket.gethostname(), identity))
+    for rank, (host, other) in enumerate(found):
+        if changed := differences(found[0][1], other):
+            raise DataError(
+                "the ranks do not see the same data or teacher: " + "; ".join(changed),
+                where=f"rank 0 on {found[0][0]}, rank {rank} on {host}",
+                fix="give every machine the same files",
+            )
 
 
 def _resume(run: RunFolder, world: World, state: TrainState, identity: dict[str, Any]) -> list[str]:

@@ -7,7 +7,9 @@
 import contextlib
 import json
 import os
+import secrets
 import socket
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,11 @@ from pretrain.distributed import World
 from pretrain.recipe import as_record, differences
 from zoo.errors import Exit, IntegrityError, UsageError, ZooError
 from zoo.files import atomic_json, disk_errors, process_alive, sweep
+
+_SHARED_SECONDS = 10.0
+"""How long a network file system may take to show a new file."""
+_LASTING = frozenset(Exit) - {Exit.BUG, Exit.NETWORK, Exit.LOST_RANK}
+"""What a restart does not cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +76,31 @@ class RunFolder:
                 fix="wait for it, stop it, or choose another folder with --out",
             ) from error
         try:
-            atomic_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+            atomic_json(
+                owner,
+                {"pid": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(8)},
+            )
             yield
         finally:
             lock.release()
+
+    def require_shared(self, world: World) -> None:
+        """Raise UsageError, on every rank, unless all of them see rank 0's folder.
+
+        They load checkpoints from it, and leave their last words there.
+        """
+        owner = self.path / "owner.json"
+        token = world.from_main(_read(owner).get("token"))
+        deadline = time.monotonic() + _SHARED_SECONDS
+        while _read(owner).get("token") != token and time.monotonic() < deadline:
+            time.sleep(0.2)
+        seen = world.gather((socket.gethostname(), _read(owner).get("token") == token))
+        if blind := sorted({host for host, sees in seen if not sees}):
+            raise UsageError(
+                f"not every machine sees the run's folder: {', '.join(blind)} do not",
+                where=str(self.path.resolve()),
+                fix="give --out a folder on a file system that all machines share",
+            )
 
     def _make(self) -> None:
         try:
@@ -112,8 +140,12 @@ class RunFolder:
     def report_exit(self, world: World) -> Iterator["Progress"]:
         """Write ``exit.json`` however the block ends: torchrun itself always exits with 1.
 
-        The first rank to fail for a reason of its own has the word.
+        The first rank to fail for a reason of its own has the word.  Where torchrun started the
+        ranks anew after a failure that would come again, that failure is raised again at once.
         """
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        if again and (error := world.from_main(self.last_words())) and error.code in _LASTING:
+            raise error
         if world.is_main:
             self.exit.unlink(missing_ok=True)
         world.barrier()
@@ -125,6 +157,18 @@ class RunFolder:
             raise
         if world.is_main:
             self._write_exit({"code": int(Exit.DONE), "error": ""}, world, progress)
+
+    def last_words(self) -> ZooError | None:
+        """What the run failed of last, if it left word."""
+        outcome = _read(self.exit)
+        try:
+            error = ZooError(
+                outcome["error"], where=outcome.get("where", ""), fix=outcome.get("fix", "")
+            )
+            error.code = Exit(outcome["code"])
+        except (KeyError, ValueError):
+            return None
+        return None if error.code == Exit.DONE else error
 
     def _write_exit(self, outcome: dict[str, Any], world: World, progress: "Progress") -> None:
         try:

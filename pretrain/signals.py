@@ -3,22 +3,26 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_APART_SECONDS = 1.0
+"""Signals closer together are one request: a scheduler signals every process of a job, and the
+launcher and torchrun pass on to the ranks what they get themselves."""
 
 
 class StopSignals:
     """While open, SIGTERM, SIGINT and SIGUSR1 only set ``received``.
 
-    A second signal changes nothing; a third ends the process at once, with earlier checkpoints
+    A second request changes nothing; a third ends the process at once, with earlier checkpoints
     intact.
     """
 
     def __init__(self) -> None:
         self.received = 0
         """1 once a signal has come."""
-        self._count = 0
+        self._requests, self._last = 0, -_APART_SECONDS
         self._earlier: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -38,6 +42,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = 1
-        self._count += 1
-        if self._count >= 3:
+        now = time.monotonic()
+        if now - self._last >= _APART_SECONDS:
+            self._requests, self._last = self._requests + 1, now
+        if self._requests >= 3:
             os._exit(128 + number)

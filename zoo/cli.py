@@ -44,6 +44,13 @@ def pretrain(
     ] = False,
     show: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; give the same command on each.")] = 1,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="How often a lost rank may restart them all.")
+    ] = 0,
     reindex: Annotated[bool, typer.Option(help="Walk the whole data set again.")] = False,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     json_: Json = False,
@@ -72,10 +79,12 @@ def pretrain(
     if show:
         record = as_record(resolved)
         answer(record if json_ else aligned(record), json_)
-    elif nproc > 1:
-        from pretrain.ranks import start_ranks
+        return
+    from pretrain.ranks import Ranks, start_ranks
 
-        start_ranks(nproc, sys.argv[1:], folder)
+    ranks = Ranks(nproc=nproc, nodes=nodes, rendezvous=rendezvous, restarts=restarts)
+    if ranks.by_torchrun:
+        start_ranks(ranks, sys.argv[1:], folder)
     else:
         from pretrain.launch import pretrain as run
 

@@ -146,9 +146,9 @@ def finetune(
         record = as_record(task.recipe)
         answer(record if json_ else aligned(record), json_)
     elif nproc > 1:
-        from pretrain.ranks import start_ranks
+        from pretrain.ranks import Ranks, start_ranks
 
-        start_ranks(nproc, sys.argv[1:], task.run.path)
+        start_ranks(Ranks(nproc=nproc), sys.argv[1:], task.run.path)
     elif report := run(task, device=device):
         answer(report.as_dict() if json_ else report.text(), json_)
 

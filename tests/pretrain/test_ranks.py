@@ -63,7 +63,8 @@ def assert_all_gone(pids: set[int], seconds: float = 35) -> None:
 
 def test_words_of_the_ranks_do_not_start_ranks_again() -> None:
     given = ["pretrain", "--nproc", "2", "x", "a.b=1", "--nproc=2", "--out", "o"]
-    assert ranks._without_nproc(given) == ["pretrain", "x", "a.b=1", "--out", "o"]
+    given += ["--rendezvous", "--nodes", "--nodes", "2", "--restarts=3"]
+    assert ranks._for_ranks(given) == ["pretrain", "x", "a.b=1", "--out", "o"]
 
 
 def test_words_left_by_an_earlier_run_are_not_believed(
@@ -73,7 +74,7 @@ def test_words_left_by_an_earlier_run_are_not_believed(
     (tmp_path / "exit.json").write_text('{"code": 0, "error": ""}')
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LostRankError, match="ended with code 1"):
-        ranks.start_ranks(2, ["pretrain", "x"], tmp_path)
+        ranks.start_ranks(ranks.Ranks(nproc=2), ["pretrain", "x"], tmp_path)
 
 
 def test_folder_in_use_is_refused_before_any_rank_starts(
@@ -81,7 +82,7 @@ def test_folder_in_use_is_refused_before_any_rank_starts(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with ranks.RunFolder(tmp_path).hold(), pytest.raises(UsageError, match="another run"):
-        ranks.start_ranks(2, ["pretrain", "x"], tmp_path)
+        ranks.start_ranks(ranks.Ranks(nproc=2), ["pretrain", "x"], tmp_path)
 
 
 @pytest.mark.slow
