@@ -93,8 +93,8 @@ def _torchrun(ranks: Ranks, run: RunFolder) -> list[str]:
     if ranks.rendezvous is None:
         return [*command, "--standalone"]
     command += ["--nnodes", str(ranks.nodes), "--rdzv-backend", "c10d"]
-    # Who meets is told apart by the run's folder: it is the same one on every machine.
-    return [*command, "--rdzv-endpoint", ranks.rendezvous, "--rdzv-id", str(run.path.resolve())]
+    # Who meets is told apart by the name of the run's folder, which all machines share.
+    return [*command, "--rdzv-endpoint", ranks.rendezvous, "--rdzv-id", run.path.resolve().name]
 
 
 def _for_ranks(words: list[str]) -> list[str]:

@@ -118,6 +118,36 @@ def test_signal_reaches_the_ranks_once(photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_may_signal_every_process(
+    photos: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Each rank then hears of it from the scheduler, and once or twice more from torchrun."""
+    out = tmp_path / "run"
+    started = start(words("mae-vit-t", photos, out, LONG))
+    wait_for_row(out, started)
+    for pid in [started.pid, *descendants(started.pid)]:
+        os.kill(pid, number)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 75, errors
+    assert list((out / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_restart_does_not_meet_an_error_that_would_come_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    plain = {k: v for k, v in TINY.items() if not k.startswith("student.")}
+    settings = {**plain, "method.sample": "0", "method.where": "loss", "training.steps": "20"}
+    command = [*words(POISONED, photos, tmp_path / "run", settings), "--restarts", "2"]
+    started = start(command)
+    _, errors = started.communicate(timeout=300)
+    assert started.returncode == 7, errors
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert len({row["step"] for row in log}) == len(log)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["torchrun", "launcher"])
 def test_nobody_outlives_a_killed_parent(photos: Path, tmp_path: Path, who: str) -> None:
     out = tmp_path / "run"

@@ -1,0 +1,180 @@
+"""Two machines: network namespaces with a cable between them, each with a host name of its own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from runs import TINY_MAE, last_words, outcome, words
+
+from pretrain.log import read_log
+
+NODES = ("zoo-a", "zoo-b")
+SETTINGS = {**TINY_MAE, "training.steps": "20"}
+LONG = {**TINY_MAE, "training.steps": "1000000", "training.save_every_steps": "50"}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"),
+        reason="network namespaces need root, iproute2 and util-linux",
+    ),
+]
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[None]:
+    """``zoo-a`` at 10.99.0.1 and ``zoo-b`` at 10.99.0.2; neither sees anything else."""
+    hosts = [Path("/etc/netns") / name for name in NODES]
+    try:
+        for name, place in zip(NODES, hosts, strict=True):
+            ip("netns", "add", name)
+            place.mkdir(parents=True)
+            (place / "hosts").write_text("127.0.0.1 localhost\n10.99.0.1 zoo-a\n10.99.0.2 zoo-b\n")
+        ip(
+            "link",
+            "add",
+            "cable",
+            "netns",
+            "zoo-a",
+            "type",
+            "veth",
+            "peer",
+            "cable",
+            "netns",
+            "zoo-b",
+        )
+        for number, name in enumerate(NODES, start=1):
+            ip("-n", name, "address", "add", f"10.99.0.{number}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield
+    finally:
+        for name, place in zip(NODES, hosts, strict=True):
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def start(
+    node: str, command: list[str], *options: str, private: Path | None = None
+) -> subprocess.Popen[str]:
+    """private: a folder that this machine has for itself."""
+    both = ["--nproc", "1", "--nodes", "2", "--rendezvous", "zoo-a:29500", *options]
+    prepare = f"hostname {node}; "
+    if private:
+        prepare += f"mount -t tmpfs tmpfs {private}; "
+    sh = ["sh", "-c", prepare + 'exec "$@"', "sh"]
+    inside = ["unshare", "--uts", "--mount", *sh, sys.executable, "-m", "zoo"]
+    return subprocess.Popen(
+        ["ip", "netns", "exec", node, *inside, *command, *both],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def both(command: Callable[[str], list[str]], *options: str) -> list[subprocess.Popen[str]]:
+    return [start(node, command(node), *options) for node in NODES]
+
+
+def wait_for_rows(out: Path, started: list[subprocess.Popen[str]], rows: int = 1) -> None:
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or len(read_log(out / "log.jsonl")) < rows:
+        assert all(process.poll() is None for process in started), end(started)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def end(started: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+    said = [process.communicate(timeout=280) for process in started]
+    return [process.returncode for process in started], "\n".join(e for _, e in said)
+
+
+def test_two_machines_make_what_two_ranks_of_one_make(
+    machines: None, photos: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = [sys.executable, "-m", "zoo", *words("mae-vit-t", photos, one, SETTINGS)]
+    subprocess.run([*alone, "--nproc", "2"], check=True, capture_output=True)
+    codes, said = end(both(lambda _: words("mae-vit-t", photos, two, SETTINGS)))
+    assert codes == [0, 0], said
+    assert outcome(two) == outcome(one)
+
+
+def test_a_signal_to_one_machine_stops_both_with_the_state_saved(
+    machines: None, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    started = both(lambda _: words("mae-vit-t", photos, out, LONG))
+    wait_for_rows(out, started)
+    started[1].send_signal(signal.SIGTERM)  # the machine without rank 0
+    codes, said = end(started)
+    assert codes == [75, 75], said
+    assert last_words(out)["code"] == 75
+
+
+def test_a_folder_of_ones_own_is_refused_on_both(
+    machines: None, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    command = words("mae-vit-t", photos, out, SETTINGS)
+    codes, said = end([start(node, command, private=out) for node in NODES])
+    assert codes == [2, 2], said
+    assert "not every machine sees the run's folder: zoo-b do not" in said
+    assert "a file system that all machines share" in said
+
+
+def test_other_data_on_one_machine_is_refused_on_both(
+    machines: None, photos: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    next(other.rglob("*.jpg")).unlink()
+    data = {"zoo-a": photos, "zoo-b": other}
+    codes, said = end(both(lambda node: words("mae-vit-t", data[node], tmp_path / "run", SETTINGS)))
+    assert codes == [3, 3], said
+    assert "the ranks do not see the same data" in said
+    assert "rank 1 on zoo-b" in said
+
+
+def test_a_lost_rank_restarts_all_and_the_bits_are_the_same(
+    machines: None, photos: Path, tmp_path: Path
+) -> None:
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
+    longer = {**SETTINGS, "training.steps": "300", "training.save_every_steps": "20"}
+    codes, said = end(both(lambda _: words("mae-vit-t", photos, undisturbed, longer)))
+    assert codes == [0, 0], said
+    started = both(lambda _: words("mae-vit-t", photos, out, longer), "--restarts", "2")
+    wait_for_rows(out, started, rows=10)
+    ranks = _ranks(out)
+    assert len(ranks) == 2
+    os.kill(ranks[-1], signal.SIGKILL)
+    codes, said = end(started)
+    assert codes == [0, 0], said
+    assert "continuing from step" in said
+    assert outcome(out) == outcome(undisturbed)
+
+
+def _ranks(out: Path) -> list[int]:
+    """Processes that train in this folder: the ranks, not torchrun nor the launcher."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if str(out).encode() in command and b"TORCHELASTIC_RUN_ID" in environment:
+                found.append(int(entry.name))
+    return sorted(found)
