@@ -186,6 +186,19 @@ def test_output_is_the_last_blocks_whichever_is_read(tmp_path: Path) -> None:
     assert len(built(deep, block=2).teacher.net.blocks) == 2  # type: ignore[arg-type]
 
 
+def test_half_precision_reaches_no_loss(tmp_path: Path) -> None:
+    """bf16 weights of the teacher, bf16 products of the student: losses are fp32 all the same."""
+    source = str(make_model(tmp_path / "teacher"))
+    method = TinyMIM(teacher=ViTTeacher(source=source, precision="bf16"), targets=NAMES)
+    objective = method.build(STUDENT, seed=0, device=CPU).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = objective(batch_of(objective))
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    exact = built(tmp_path / "teacher", targets=NAMES).eval()
+    for name, loss in exact(batch_of(exact)).items():
+        assert losses[name].item() == pytest.approx(loss.item(), rel=0.1), name
+
+
 # Masked input.
 
 

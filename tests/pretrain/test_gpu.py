@@ -40,10 +40,20 @@ def recipe_of(method: str, teacher: Path) -> tuple[str, dict[str, str]]:
     if method == "img2vec":
         own["method.teacher.source"] = str(make_convnet(teacher.parent / "convnet"))
         return "img2vec-vit-t", {**TINY_MAE, **own, "method.teacher.stride": "16"}
+    if method == "tinymim-masked":
+        own |= {
+            "method.targets": "[qq,kk,class_token,ffn,output]",
+            "method.softmax": "false",
+            "method.mask_ratio": "0.5",
+            "method.teacher.drop_path": "0.1",
+            "method.reconstruction.weight": "1.0",
+            "method.reconstruction.decoder_width": "24",
+            "method.reconstruction.decoder_heads": "3",
+        }
     return "tinymim-vit-t", {**TINY, **own}
 
 
-@pytest.mark.parametrize("method", ["mae", "tinymim", "img2vec", "simclr"])
+@pytest.mark.parametrize("method", ["mae", "tinymim", "tinymim-masked", "img2vec", "simclr"])
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_bf16_training_learns(
     photos: Path, teacher: Path, tmp_path: Path, method: str, compiled: str
