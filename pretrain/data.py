@@ -7,10 +7,10 @@ picture, and a run continues at any step without replaying the steps before it.
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pretrain.augment import Augment
 from pretrain.bounds import Positive
 from pretrain.index import ImageIndex, open_index
 from pretrain.objective import Batch
+from pretrain.remote import require_safe
 from pretrain.split import open_part
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.images import read_image
@@ -34,6 +35,9 @@ Transform = Callable[[np.ndarray], Tensor]
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+STREAM = "wds:"
+"""How a source that is streamed begins."""
 
 MAX_ATTEMPTS = 16
 """How many images in a row may be bad before the data set is called broken."""
@@ -73,7 +77,8 @@ class Data:
 
     source: str
     """``folder:PATH``: image files in class folders at any depth, or flat and unlabelled.
-    ``split:FILE#train``: those of a folder that a list names (``pretrain/split.py``)."""
+    ``split:FILE#train``: those of a folder that a list names (``pretrain/split.py``).
+    ``wds:SPEC``: tar shards, streamed, here or at an address (``pretrain/shards.py``)."""
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
     """Smallest and largest share of the image's area."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
@@ -82,13 +87,23 @@ class Data:
     """What else happens to a sample on the host; null where the method does all of it."""
     validation: str | None = None
     """Images with the same classes that are not trained on, written as ``source`` is."""
+    shuffle_buffer: Annotated[int, Field(ge=1)] | None = None
+    """Of ``wds:``: samples among which each worker draws the next one; null for 1,000."""
     workers: Count = field(default=4, metadata={"runtime": True})
     """Processes that decode, on each rank; 0 decodes in the training process."""
     max_bad: Count = field(default=100, metadata={"runtime": True})
     """Unreadable images after which the run stops."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a range that is none."""
+        """Raises UsageError, IntegrityError for a range or an address that is none."""
+        if self.streams:
+            require_safe(self.source.removeprefix(STREAM))
+        elif self.shuffle_buffer is not None:
+            raise UsageError(
+                "a whole epoch is shuffled where images are read by number",
+                where="data.shuffle_buffer",
+                fix=f"leave it out, or stream shards: data.source={STREAM}SPEC",
+            )
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if low > high:
@@ -97,6 +112,11 @@ class Data:
                     where=f"data.{name}",
                     fix="write the smaller number first",
                 )
+
+    @property
+    def streams(self) -> bool:
+        """Whether the images come as a stream, and not by number."""
+        return self.source.startswith(STREAM)
 
     def transform(self, image_size: int) -> Transform:
         """The sample transform.  ``image_size`` in pixels.  Raises UsageError."""
@@ -113,16 +133,22 @@ _SCHEMES = {"folder": open_index, "split": open_part}  # another kind of source 
 
 
 def open_source(source: str, *, reindex: bool = False) -> ImageIndex:
-    """The images that ``scheme:rest`` names.
+    """The images that ``scheme:rest`` names, to be read by number.
 
     Raises UsageError for an unknown scheme, DataError where there is nothing to read.
     """
     scheme, _, rest = source.partition(":")
+    if source.startswith(STREAM):
+        raise UsageError(
+            f"the data source {source!r} is a stream: it can be trained on, and nothing else",
+            where="data",
+            fix="write folder:PATH, or split:FILE#train and split:FILE#val",
+        )
     if scheme not in _SCHEMES or not rest:
         raise UsageError(
             f"unknown data source {source!r}",
             where="data.source",
-            fix="write folder:PATH, or split:FILE#train and split:FILE#val",
+            fix="write folder:PATH, split:FILE#train and split:FILE#val, or wds:SHARDS",
         )
     return _SCHEMES[scheme](Path(rest), reindex=reindex)
 
@@ -231,49 +257,80 @@ class Samples(Dataset):
         ``MAX_ATTEMPTS`` bad images, UsageError where the transform returns something else.
         """
         bad: list[tuple[int, str]] = []
-        with _generators_kept():
+        with generators_kept():
             slots = [self._slot(epoch, int(index), bad) for index in indices]
-        used, images, draws = zip(*slots, strict=True)
-        used_B = np.array(used)
         labels = self.index.labels
-        return Batch(
-            # Side by side as decoded, channels last: to part the planes here costs 7 % of it all.
-            images=torch.stack([i.permute(1, 2, 0) for i in images]).permute(0, 3, 1, 2),
-            indices=torch.from_numpy(used_B),
-            draws=torch.from_numpy(np.stack(draws)),
-            labels=None if labels is None else torch.from_numpy(labels[used_B].astype(np.int64)),
-            bad=tuple(bad),
-        )
+        if labels is not None:
+            labels = labels[[slot.number for slot in slots]].astype(np.int64)
+        return make_batch(slots, labels, bad)
 
-    def _slot(self, epoch: int, index: int, bad: list) -> tuple[int, Tensor, np.ndarray]:
-        """(index used, image, draws); what could not be read is appended to ``bad``."""
+    def _slot(self, epoch: int, index: int, bad: list) -> "Slot":
+        """What could not be read is appended to ``bad``."""
         chosen = index
         for attempt in range(MAX_ATTEMPTS):
+            key = (self.seed, epoch, index, attempt)
             try:
-                return chosen, *self._sample(epoch, chosen, attempt)
+                pixels = read_image(self.index.path(chosen))
+                drawn = (self.seed, epoch, chosen, attempt)
+                return make_slot(chosen, pixels, drawn, self.transform, self.draws)
             except DataError as error:
                 bad.append((chosen, error.what))
-            again = np.random.default_rng([self.seed, epoch, index, attempt])
-            chosen = int(again.integers(len(self.index)))
-        raise DataError(
-            f"{MAX_ATTEMPTS} images in a row could not be read; the last: {bad[-1][1]}",
-            where=str(self.index.path(bad[-1][0])),
-            fix="check the data set's files",
-        )
+            chosen = int(np.random.default_rng(key).integers(len(self.index)))
+        raise too_many_bad(bad[-1][1], str(self.index.path(bad[-1][0])))
 
-    def _sample(self, epoch: int, index: int, attempt: int) -> tuple[Tensor, np.ndarray]:
-        pixels = read_image(self.index.path(index))
-        key = np.random.default_rng([self.seed, epoch, index, attempt])
-        # Before the draws, whose number is the method's: every method sees the same crops.
-        _seed_generators(int(key.integers(2**63)))
-        image = self.transform(pixels)
-        if image.dtype != torch.uint8 or image.ndim != 3:
-            raise UsageError(
-                f"the sample transform returned {image.dtype} of shape {tuple(image.shape)}",
-                where=repr(self.transform),
-                fix="return (3, S, S) uint8",
-            )
-        return image, key.random(self.draws, dtype=np.float32)
+
+class Slot(NamedTuple):
+    """One sample of a batch."""
+
+    number: int
+    """Its index."""
+    image: Tensor
+    """(3, S, S) uint8."""
+    draws: np.ndarray
+    """(D,) float32."""
+
+
+def make_slot(
+    index: int, pixels: np.ndarray, key: tuple[int, ...], transform: Transform, draws: int
+) -> Slot:
+    """What becomes of an image's (H, W, 3) uint8 pixels: a function of ``key`` alone.
+
+    Moves the process's random generators (``generators_kept``).  Raises UsageError where the
+    transform returns something else than it should.
+    """
+    generator = np.random.default_rng(key)
+    # Before the draws, whose number is the method's: every method sees the same crops.
+    _seed_generators(int(generator.integers(2**63)))
+    image = transform(pixels)
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        raise UsageError(
+            f"the sample transform returned {image.dtype} of shape {tuple(image.shape)}",
+            where=repr(transform),
+            fix="return (3, S, S) uint8",
+        )
+    return Slot(index, image, generator.random(draws, dtype=np.float32))
+
+
+def make_batch(
+    slots: Sequence[Slot], labels: np.ndarray | None, bad: Sequence[tuple[int, str]]
+) -> Batch:
+    """labels: (B,) int64."""
+    return Batch(
+        # Side by side as decoded, channels last: to part the planes here costs 7 % of it all.
+        images=torch.stack([s.image.permute(1, 2, 0) for s in slots]).permute(0, 3, 1, 2),
+        indices=torch.tensor([slot.number for slot in slots], dtype=torch.int64),
+        draws=torch.from_numpy(np.stack([slot.draws for slot in slots])),
+        labels=None if labels is None else torch.from_numpy(labels),
+        bad=tuple(bad),
+    )
+
+
+def too_many_bad(why: str, where: str) -> DataError:
+    return DataError(
+        f"{MAX_ATTEMPTS} images in a row could not be read; the last: {why}",
+        where=where,
+        fix="check the data set's files",
+    )
 
 
 def _seed_generators(seed: int) -> None:
@@ -284,7 +341,7 @@ def _seed_generators(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """Put torch's, numpy's and ``random``'s generators back as they were."""
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     try:

@@ -1,6 +1,7 @@
 """From a recipe to a model folder: set up, resume, train, export."""
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import socket
@@ -19,17 +20,20 @@ from pretrain.checkpoint import (
     read_notes,
     save_checkpoint,
 )
-from pretrain.data import open_source, require_same_classes
+from pretrain.data import STREAM, open_source, require_same_classes
 from pretrain.distributed import World, start_world
 from pretrain.index import ImageIndex
 from pretrain.loader import Loader
 from pretrain.log import RunLog
-from pretrain.loop import Job, train
+from pretrain.loop import Job, Training, train
 from pretrain.objective import Heldout, Objective, Validated
 from pretrain.optim import WeightAverage, build_optimizer
 from pretrain.recipe import Recipe, as_record, differences
 from pretrain.run import RunFolder, refuse_changes
+from pretrain.shards import ShardSet, open_shards
 from pretrain.signals import StopSignals
+from pretrain.stream import BUFFER
+from pretrain.stream_loader import StreamLoader
 from zoo.card import TEACHER, BaseRecord, Card, TeacherRecord
 from zoo.errors import DataError, UsageError
 from zoo.folder import save_model
@@ -39,7 +43,7 @@ from zoo.folder import save_model
 class Sources:
     """The images of a run."""
 
-    train: ImageIndex
+    train: ImageIndex | ShardSet
     validation: ImageIndex | None
 
 
@@ -93,12 +97,15 @@ def _run(recipe: Recipe, run: RunFolder, world: World, finish: Finish, *, reinde
 
 
 def _open_data(recipe: Recipe, world: World, reindex: bool) -> Sources:
-    places = [recipe.data.source, recipe.data.validation]
-    train, validation = world.main_first(
-        lambda: [p and open_source(p, reindex=reindex and world.is_main) for p in places]
-    )
-    assert isinstance(train, ImageIndex)
-    return Sources(train=train, validation=validation or None)
+    source, heldout = recipe.data.source, recipe.data.validation
+    again = reindex and world.is_main
+    validation = world.main_first(lambda: open_source(heldout, reindex=again) if heldout else None)
+    if recipe.data.streams:
+        # Asked for once: a thousand ranks would ask a server for each shard a thousand times.
+        shards = open_shards(source.removeprefix(STREAM)) if world.is_main else None
+        return Sources(train=world.from_main(shards), validation=validation)
+    train = world.main_first(lambda: open_source(source, reindex=again))
+    return Sources(train=train, validation=validation)
 
 
 def _open_heldout(recipe: Recipe, objective: Objective, data: Sources, world: World) -> None:
@@ -113,6 +120,12 @@ def _open_heldout(recipe: Recipe, objective: Objective, data: Sources, world: Wo
             fix="give data.validation=folder:PATH" if missing else "leave data.validation out",
         )
     if isinstance(objective, Validated) and data.validation is not None:
+        if isinstance(data.train, ShardSet):
+            raise UsageError(
+                f"{recipe.method.name} reads its images by number, and a stream has none",
+                where="data.source",
+                fix="give data.source=folder:PATH",
+            )
         require_same_classes(data.train, data.validation)
         heldout = Heldout(
             images=data.validation,
@@ -151,22 +164,12 @@ def _job(
     signals: StopSignals,
 ) -> Job:
     training = recipe.training
-    loader = Loader(
-        data.train,
-        transform=recipe.data.transform(recipe.student.image_size),
-        draws=objective.draws,
-        global_batch=training.global_batch,
-        rank_batch=training.rank_batch,
-        rank=world.rank,
-        world=world.size,
-        seed=training.seed,
-        stop_step=0,
-        workers=recipe.data.workers,
-    )
-    steps = training.total_steps(loader.steps_per_epoch)
+    loader = _loader(recipe, world, data.train, objective)
+    per_epoch = loader.steps_per_epoch or _steps_alone(training)
+    steps = training.total_steps(per_epoch)
     identity = _identity(data, objective, world)
     _require_alike(identity, world)
-    said = _resume(run, world, state, identity)
+    said = _resume(run, world, state, identity, loader.facts)
     loader.start_step, loader.stop_step = state.step, steps
     log = RunLog(
         run.path,
@@ -176,7 +179,7 @@ def _job(
         batch=training.global_batch,
         active=world.is_main,
     )
-    for line in said:
+    for line in [*said, *loader.remarks]:
         log.say(line)
 
     def save() -> None:
@@ -192,21 +195,58 @@ def _job(
         batches=iter(loader),
         accumulate=loader.accumulate,
         steps=steps,
-        steps_per_epoch=loader.steps_per_epoch,
-        warmup_steps=training.total_warmup(loader.steps_per_epoch),
+        steps_per_epoch=per_epoch,
+        warmup_steps=training.total_warmup(per_epoch),
         log=log,
         signals=signals,
         save=save,
-        describe=lambda i: str(data.train.path(i)),
+        describe=loader.describe,
         max_bad=recipe.data.max_bad,
     )
 
 
+def _loader(
+    recipe: Recipe, world: World, data: ImageIndex | ShardSet, objective: Objective
+) -> Loader | StreamLoader:
+    """Of this rank; it is told later from which step to which."""
+    training = recipe.training
+    if isinstance(data, ShardSet):
+        buffer = recipe.data.shuffle_buffer or BUFFER
+        make, source = functools.partial(StreamLoader, buffer=buffer), data
+    else:
+        make, source = Loader, data
+    return make(
+        source,  # type: ignore[arg-type]
+        transform=recipe.data.transform(recipe.student.image_size),
+        draws=objective.draws,
+        global_batch=training.global_batch,
+        rank_batch=training.rank_batch,
+        rank=world.rank,
+        world=world.size,
+        seed=training.seed,
+        stop_step=0,
+        workers=recipe.data.workers,
+    )
+
+
+def _steps_alone(training: Training) -> int:
+    """The length of a run for which nobody knows how long an epoch is.  Raises UsageError."""
+    if training.steps is None or training.warmup_steps is None:
+        raise UsageError(
+            "nothing says how many samples the shards hold, and so how long an epoch is",
+            where="training.epochs, training.warmup_epochs",
+            fix="give training.steps and training.warmup_steps, or make the shards with "
+            "zoo data pack, which counts them",
+        )
+    return training.steps
+
+
 def _identity(data: Sources, objective: Objective, world: World) -> dict[str, Any]:
     """What must not change between two starts of one run, beside the recipe."""
+    train = data.train
     identity = {
         "data_fingerprint": data.train.fingerprint,
-        "images": len(data.train),
+        "images": train.samples if isinstance(train, ShardSet) else len(train),
         "ranks": world.size,
         "facts": dict(objective.export().facts),
     }
@@ -227,11 +267,20 @@ def _require_alike(identity: dict[str, Any], world: World) -> None:
             )
 
 
-def _resume(run: RunFolder, world: World, state: TrainState, identity: dict[str, Any]) -> list[str]:
-    """Continue from the newest valid checkpoint, if there is any; returns what to tell."""
+def _resume(
+    run: RunFolder,
+    world: World,
+    state: TrainState,
+    identity: dict[str, Any],
+    facts: dict[str, str],
+) -> list[str]:
+    """Continue from the newest valid checkpoint, if there is any; returns what to tell.
+
+    facts: what may change between two starts, and the bits of the weights with it.
+    """
     said: list[str] = []
     path = world.from_main(newest_valid(run.checkpoints, said.append) if world.is_main else None)
-    now = environment()
+    now = environment() | facts
     if path is not None:
         _, notes = read_notes(path)
         refuse_changes(run.path, notes["identity"], identity)

@@ -82,6 +82,20 @@ class Loader:
         """Micro-batches a step."""
         return self.order.accumulate
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the order of samples depends on beside the recipe: nothing."""
+        return {}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should be told: nothing."""
+        return []
+
+    def describe(self, index: int) -> str:
+        """The file of an image."""
+        return str(self.samples.index.path(index))
+
     def __iter__(self) -> Generator[Batch, None, None]:
         requests = self.order.micro_batches(self.start_step, self.stop_step)
         return answers(self.samples, requests, workers=self.workers)

@@ -29,6 +29,8 @@ app = typer.Typer(
 
 app.add_typer(verbs.app)
 app.add_typer(eval_verbs.app)
+data_app = typer.Typer(help="Data sets to train on.  Each verb takes --json.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -91,6 +93,32 @@ def pretrain(
         export = run(resolved, folder, reindex=reindex, device=device)
         if int(os.environ.get("RANK", "0")) == 0:
             answer({"export": str(export)} if json_ else f"model folder: {export}", json_)
+
+
+@data_app.command("pack")
+def data_pack(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="Class folders, or images alone.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    shard_size_mb: Annotated[
+        float, typer.Option(min=0.01, help="Most megabytes of a shard.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order that is drawn.")] = 0,
+    in_order: Annotated[
+        bool, typer.Option(help="Keep the folder's order, sorted by name.")
+    ] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make tar shards of an image folder, to train on as a stream.
+
+    The files' bytes stay as they are; their order is drawn, because a stream is shuffled only
+    within a buffer.
+    """
+    from pretrain.pack import pack
+
+    size = int(shard_size_mb * 1_000_000)
+    packed = pack(data, out, shard_bytes=size, seed=seed, in_order=in_order)
+    answer(packed.as_dict() if json_ else packed.text(), json_)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

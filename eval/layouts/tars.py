@@ -4,32 +4,25 @@ Both kinds: members in class folders, and WebDataset shards with ``key.jpg`` bes
 """
 
 import os
-import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from eval.layouts.listing import Listing, arrange, each, fingerprint_of, first_ten
 from pretrain.index import EXTENSIONS, PackedNames
-from zoo.errors import DataError, IntegrityError
+from pretrain.tars import members, plain_name, unreadable
+from zoo.errors import DataError
 from zoo.images import decode
 
 # ruff: noqa: PTH122
 # pathlib does not take bytes.
 
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-}
 _MOST_TARGET_BYTES = 64
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,9 +158,17 @@ def _targets(found: _Found, paths: Sequence[Path]) -> list[bytes]:
 
 def _scan(path: Path, number: int, found: _Found) -> None:
     """Add the members of one archive."""
+    try:
+        with path.open("rb") as file:
+            _add_members(file, path, number, found)
+    except OSError as error:
+        raise unreadable(error, str(path)) from error
+
+
+def _add_members(file: BinaryIO, path: Path, number: int, found: _Found) -> None:
     pending: list[tuple[bytes, int, int]] = []
-    for member in _members(path):
-        name = _name_of(member, path)
+    for member in members(file, str(path)):
+        name = plain_name(member, str(path))
         if name is None:
             continue
         if member.isdir():
@@ -179,95 +180,12 @@ def _scan(path: Path, number: int, found: _Found) -> None:
             found.sizes.append(member.size)
         elif name.endswith(b".cls"):
             pending.append((name, member.offset_data, member.size))
-    with path.open("rb") as file:
-        for name, offset, size in pending:
-            if size > _MOST_TARGET_BYTES:
-                raise DataError(
-                    f"a .cls file of {size:,} bytes holds no class",
-                    where=f"{path}: {os.fsdecode(name)}",
-                    fix="it should hold the class number, in digits",
-                )
-            file.seek(offset)
-            found.targets[number, name[: -len(b".cls")]] = file.read(size).strip()
-
-
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """All members.  Raises DataError for whatever is not a whole, plain tar."""
-    _require_plain(path)
-    try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
-            end = 0
-            while (member := tar.next()) is not None:
-                # It would keep them all: a gigabyte for a million.
-                tar.members = []  # type: ignore[attr-defined]
-                if member.size < 0 or tar.offset <= end:  # a negative size turns tarfile in circles
-                    raise tarfile.ReadError("a member of impossible size")
-                end = tar.offset
-                yield member
-            _require_end(path, tar.offset)
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(
-            f"not a whole tar archive: {str(error).splitlines()[0] if str(error) else 'damaged'}",
-            where=str(path),
-            fix="fetch it or make it anew",
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"the archive cannot be read: {error.strerror}",
-            where=str(path),
-            fix="check that it is there, and readable",
-        ) from error
-
-
-def _require_plain(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-    except OSError as error:
-        raise DataError(
-            f"the archive cannot be read: {error.strerror}",
-            where=str(path),
-            fix="check that it is there, and readable",
-        ) from error
-    for start, kind in _COMPRESSED.items():
-        if magic.startswith(start):
+    for name, offset, size in pending:
+        if size > _MOST_TARGET_BYTES:
             raise DataError(
-                f"the archive is compressed ({kind}): no image in it can be read by its place",
-                where=str(path),
-                fix="unpack it into a folder, or decompress it to a plain .tar",
+                f"a .cls file of {size:,} bytes holds no class",
+                where=f"{path}: {os.fsdecode(name)}",
+                fix="it should hold the class number, in digits",
             )
-
-
-def _require_end(path: Path, offset: int) -> None:
-    """tarfile takes a damaged header, and a file that just stops, for the end of the archive."""
-    with path.open("rb") as file:
         file.seek(offset)
-        if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it stops without its end mark")
-        while block:
-            if block.strip(b"\0"):
-                raise tarfile.ReadError("a damaged member, or another archive joined to its end")
-            block = file.read(_CHUNK)
-
-
-def _name_of(member: tarfile.TarInfo, path: Path) -> bytes | None:
-    """The member's name, without ``./``; None for hidden ones.  Raises IntegrityError, DataError.
-
-    Hidden are, as in folders, names with a leading dot: macOS puts ``._1.jpg`` beside ``1.jpg``.
-    """
-    parts = [part for part in os.fsencode(member.name).split(b"/") if part not in (b"", b".")]
-    if member.name.startswith("/") or b".." in parts or "\\" in member.name:
-        what = "a name in the archive leads out of it"
-    elif not (member.isreg() or member.isdir()):
-        what = "the archive holds a link or a device, which is never followed"
-    elif member.issparse():
-        raise DataError(
-            "the archive holds a sparse file, which cannot be read by its place",
-            where=f"{path}: {member.name!r}",
-            fix="make the archive anew without --sparse",
-        )
-    else:
-        return None if not parts or any(p.startswith(b".") for p in parts) else b"/".join(parts)
-    raise IntegrityError(
-        what, where=f"{path}: {member.name!r}", fix="make the archive anew from plain files"
-    )
+        found.targets[number, name[: -len(b".cls")]] = file.read(size).strip()
