@@ -63,6 +63,12 @@ def require_safe(place: str) -> None:
     It is written into recipes and logs: what lets somebody in has no place in it.
     """
     protocol = protocol_of(place)
+    if not place:
+        raise UsageError(
+            "which shards?",
+            where="data.source",
+            fix="write wds:FOLDER, or names as in wds:https://…/{000..127}.tar",
+        )
     if protocol == "file":
         return
     if "::" in place:

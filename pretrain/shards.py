@@ -22,7 +22,7 @@ from zoo.errors import DataError, UsageError
 from zoo.files import typed_path
 
 INFO = "_info.json"
-MOST_SHARDS = 1_000_000
+MOST_SHARDS = 100_000
 _MOST_INFO_BYTES = 64 << 20
 _MOST_LABEL_BYTES = 64
 _MAGIC = "*?["

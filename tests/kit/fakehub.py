@@ -23,9 +23,11 @@ import pytest
 from hubclient import settings
 
 _FILE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
-_API = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/?]+)(?:/(revision|tree)/([^/?]+))?(?:\?.*)?")
+_API = re.compile(
+    r"/api/(?:models|datasets)/([^/]+/[^/?]+)(?:/(revision|tree)/([^/?]+)(?:/([^?]+))?)?(?:\?.*)?"
+)
 _STORE = re.compile(r"/store/([0-9a-f]{64})(?:\?.*)?")
-_RANGE = re.compile(r"bytes=(\d+)-")
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)?")
 MAIN = "main"
 
 
@@ -172,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif match:
             answer = self._file(match[1], match[2], asked)
         elif api := _API.fullmatch(self.path):
-            answer = self._api(api[1], api[2] or "", unquote(api[3] or MAIN))
+            answer = self._api(api[1], api[2] or "", unquote(api[3] or MAIN), unquote(api[4] or ""))
         elif store := _STORE.fullmatch(self.path):
             answer = self._stored(store[1], asked)
         else:
@@ -182,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer, asked)
         hub.after(self.path)
 
-    def _api(self, repository: str, kind: str, revision: str) -> Answer:
+    def _api(self, repository: str, kind: str, revision: str, folder: str) -> Answer:
         hub = self.hub
         if repository not in hub.repositories:
             return _refusal(404, "RepoNotFound")
@@ -195,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
             value: object = {"id": repository, "sha": commit, "siblings": siblings, "tags": []}
             return Answer(headers=headers, body=json.dumps(value).encode())
         items = hub.listing(files)
+        if "recursive=false" in self.path:
+            items = _directly_in(folder, items)
         start = int((re.findall(r"cursor=(\d+)", self.path) or ["0"])[0])
         if start + hub.page < len(items):
             path = f"{self.path.partition('?')[0]}?recursive=true&cursor={start + hub.page}"
@@ -280,6 +284,21 @@ def _refusal(status: int, code: str = "", commit: str = "") -> Answer:
     return Answer(status=status, headers={key: value for key, value in headers.items() if value})
 
 
+def _directly_in(folder: str, items: list[dict[str, object]]) -> list[dict[str, object]]:
+    """What of a listing lies in this folder itself, folders included; "" is the top."""
+    prefix = folder and folder + "/"
+    below = {str(item["path"]).removeprefix(prefix): item for item in items if _in(item, prefix)}
+    folders = dict.fromkeys(name.partition("/")[0] for name in below if "/" in name)
+    shown = [
+        {"type": "directory", "path": prefix + name, "size": 0, "oid": "0" * 40} for name in folders
+    ]
+    return [*shown, *(item for name, item in below.items() if "/" not in name)]
+
+
+def _in(item: dict[str, object], prefix: str) -> bool:
+    return str(item["path"]).startswith(prefix)
+
+
 def _ranged(data: bytes, headers: dict[str, str], asked: Asked) -> Answer:
     wanted = _RANGE.fullmatch(asked.headers.get("range", ""))
     validator = asked.headers.get("if-range", headers["ETag"])
@@ -288,8 +307,9 @@ def _ranged(data: bytes, headers: dict[str, str], asked: Asked) -> Answer:
     start, size = int(wanted[1]), len(data)
     if start >= size:
         return Answer(status=416, headers={"Content-Range": f"bytes */{size}"})
-    place = f"bytes {start}-{size - 1}/{size}"
-    body = memoryview(data)[start:]
+    end = min(int(wanted[2] or size), size - 1)
+    place = f"bytes {start}-{end}/{size}"
+    body = memoryview(data)[start : end + 1]
     return Answer(status=206, headers={**headers, "Content-Range": place}, body=body)
 
 

@@ -76,10 +76,11 @@ TINY_FINETUNE = {
 }
 
 
-def words(recipe: str, data: Path, out: Path, settings: Mapping[str, str]) -> list[str]:
-    """The command line of a run, without ``zoo``."""
+def words(recipe: str, data: Path | str, out: Path, settings: Mapping[str, str]) -> list[str]:
+    """The command line of a run, without ``zoo``.  data: a folder, or a source as it is written."""
+    source = data if isinstance(data, str) else f"folder:{data}"
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    return ["pretrain", recipe, f"data.source=folder:{data}", *overrides, "--out", str(out)]
+    return ["pretrain", recipe, f"data.source={source}", *overrides, "--out", str(out)]
 
 
 class Run:

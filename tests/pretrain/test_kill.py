@@ -10,6 +10,9 @@ from types import MappingProxyType
 import pytest
 from models import make_convnet
 from runs import TINY_MAE, Run, outcome, run, words
+from shards import serve
+
+from pretrain.pack import pack
 
 KILLS = int(os.environ.get("TINYZOO_KILLS", "20"))
 
@@ -33,7 +36,7 @@ def kill_until_done(
 
 
 def assert_survives(
-    photos: Path,
+    photos: Path | str,
     folder: Path,
     *,
     kills: int,
@@ -73,6 +76,17 @@ def test_killed_runs_end_bit_identical(
     assert_survives(photos, tmp_path, kills=kills, workers=workers)
 
 
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0)])
+def test_killed_streams_end_bit_identical(
+    photos: Path, tmp_path: Path, ranks: int, workers: int
+) -> None:
+    """Shards without an index: what was seen is read over, header by header."""
+    pack(photos, tmp_path / "shards", shard_bytes=12_000)
+    (tmp_path / "shards" / "_info.json").unlink()
+    source, buffer = f"wds:{tmp_path}/shards", {"data.shuffle_buffer": "5"}
+    assert_survives(source, tmp_path, kills=1, ranks=ranks, workers=workers, method=buffer)
+
+
 def img2vec_settings(folder: Path) -> dict[str, str]:
     """A convnet teacher, and targets with running statistics of their own to be resumed."""
     return {
@@ -97,6 +111,16 @@ def test_killed_rank_leaves_no_orphan_and_the_same_bits(photos: Path, tmp_path: 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_many_kills(photos: Path, tmp_path: Path, workers: int) -> None:
     assert_survives(photos, tmp_path, kills=KILLS, workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])
+def test_many_kills_of_streams(photos: Path, tmp_path: Path, ranks: int, workers: int) -> None:
+    pack(photos, tmp_path / "shards", shard_bytes=12_000)
+    with serve(tmp_path / "shards") as web:
+        source, buffer = f"wds:{web.address}/", {"data.shuffle_buffer": "5"}
+        kills = max(5, KILLS // ranks**2)
+        assert_survives(source, tmp_path, kills=kills, ranks=ranks, workers=workers, method=buffer)
 
 
 @pytest.mark.slow
