@@ -5,6 +5,7 @@ which addresses are safe, how often to ask again, and what a failure means.
 """
 
 import contextlib
+import io
 import os
 import random
 import time
@@ -26,7 +27,8 @@ BLOCK_BYTES = 4 << 20
 """Asked for at once; the next such block is on its way while one is used."""
 BLOCKS = 4
 """Of them in memory, for each file."""
-LOCAL_BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
+"""Out of which headers are read: each would otherwise pass through all of the layers below."""
 SILENCE_SECONDS = 20
 BLOCK_SECONDS = 60
 """For one request; slower than 70 kB a second is no training."""
@@ -133,7 +135,9 @@ async def _client(**options: Any) -> Any:
     limits = aiohttp.ClientTimeout(
         total=BLOCK_SECONDS, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS
     )
-    return aiohttp.ClientSession(timeout=limits, trace_configs=[watch], **options)
+    return aiohttp.ClientSession(
+        timeout=limits, trace_configs=[watch], read_bufsize=BLOCK_BYTES, **options
+    )
 
 
 def _url(text: str) -> Any:
@@ -202,7 +206,7 @@ def _status(error: BaseException) -> int | None:
     return getattr(error, "status", None) or getattr(response, "status_code", None)
 
 
-class RemoteFile:
+class RemoteFile(io.RawIOBase):
     """A file that is read from its beginning to its end, mostly; the next block is fetched ahead.
 
     size: bytes that it is known to have.  Reading raises as ``patiently``, and DataError where the
@@ -214,24 +218,32 @@ class RemoteFile:
         self._position = 0
         self._file: Any = None
 
-    def read(self, size: int = -1) -> bytes:
-        rest = max(0, self.size - self._position)
-        wanted = rest if size < 0 else min(size, rest)
-        if not wanted:
-            return b""
-        data = patiently(lambda: self._attempt(wanted), self._where)
-        self._position += wanted
-        return data
+    def readable(self) -> bool:
+        return True
 
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self.size - self._position))
+        if wanted:
+            buffer[:wanted] = patiently(lambda: self._attempt(wanted), self._where)
+            self._position += wanted
+        return wanted
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        self._position = start + position
+        self._position = start + offset
         return self._position
 
     def tell(self) -> int:
         return self._position
 
     def close(self) -> None:
+        self._hang_up()
+        super().close()
+
+    def _hang_up(self) -> None:
         file, self._file = self._file, None
         if file:
             with contextlib.suppress(Exception):  # of the block that was on its way
@@ -244,10 +256,10 @@ class RemoteFile:
             self._file.seek(self._position)
             data = self._file.read(wanted)
         except Exception:
-            self.close()  # a failed block would be found failed again
+            self._hang_up()  # a failed block would be found failed again
             raise
         if len(data) != wanted:
-            self.close()
+            self._hang_up()
             raise ConnectionError("a short answer")
         return data
 
@@ -284,17 +296,14 @@ def opened(place: str, size: int) -> Iterator[BinaryIO]:
     """
     if protocol_of(place) == "file":
         try:
-            with Path(place).open("rb", buffering=LOCAL_BUFFER_BYTES) as file:
+            with Path(place).open("rb", buffering=BUFFER_BYTES) as file:
                 require_size(os.fstat(file.fileno()).st_size, size, place)
                 yield file
         except OSError as error:
             raise unreadable(error, place) from error
         return
-    remote = RemoteFile(place, size)
-    try:
-        yield cast(BinaryIO, remote)
-    finally:
-        remote.close()
+    with io.BufferedReader(RemoteFile(place, size), BUFFER_BYTES) as remote:
+        yield remote
 
 
 def read_part(place: str, offset: int, size: int) -> bytes:

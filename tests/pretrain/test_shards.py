@@ -1,23 +1,21 @@
 """Which shards a source names, wherever they lie, and what is refused about them."""
 
 import contextlib
-import io
 import json
 import os
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shards import Failure, Web, picture, serve, write_info, write_shard, write_shards
+from shards import Web, picture, serve, write_info, write_shard, write_shards
 
 from pretrain import remote
-from pretrain.remote import Patience, RemoteFile, opened, read_part, require_safe
+from pretrain.remote import Patience, opened, read_part, require_safe
 from pretrain.shards import ShardSet, open_shards
 from pretrain.tars import samples
-from zoo.errors import DataError, IntegrityError, NetworkError, UsageError, ZooError
+from zoo.errors import DataError, IntegrityError, UsageError, ZooError
 
 COUNTS = [3, 2, 4]
 
@@ -174,7 +172,7 @@ def test_what_lies_beside_shards_is_passed_over(tmp_path: Path) -> None:
         ("https://127.0.0.1:1/*.tar", UsageError, "no list of files"),
         ("nothing://host/a.tar", UsageError, "cannot be opened here"),
         ("/tmp/{000..", UsageError, "brace"),
-        ("/tmp/none/{0..9999999}.tar", UsageError, "more than 100,000"),
+        ("/tmp/none/{0..200000}.tar", UsageError, "more than 100,000"),
         ("/tmp/none/a.tar", DataError, "not there"),
         ("/tmp/none/*.tar", DataError, "no file is of this name"),
         ("", UsageError, "which shards"),
@@ -268,248 +266,3 @@ def test_a_shard_cut_short_is_found_before_the_first_step_where_sizes_are_known(
     with pytest.raises(DataError, match="cut short") as caught:
         open_shards(str(tmp_path / "shards"))
     assert caught.value.where == str(shard)
-
-
-def read_all(place: Path) -> list:
-    with opened(str(place), place.stat().st_size) as file:
-        return list(samples(file, str(place)))
-
-
-def test_a_shard_cut_anywhere_is_found(tmp_path: Path) -> None:
-    whole = write_shard(tmp_path / "a.tar", {f"{i}.jpg": picture(i) for i in range(3)})
-    data, cut = whole.read_bytes(), tmp_path / "cut.tar"
-    end = max(s.image.offset + s.image.size for s in read_all(whole))
-    for size in range(0, end + 1, 97):
-        cut.write_bytes(data[:size])
-        with pytest.raises(DataError, match="not a whole tar archive"):
-            read_all(cut)
-    cut.write_bytes(data[: -(-end // 512) * 512])
-    with pytest.raises(DataError, match="without its end mark"):
-        read_all(cut)
-
-
-def with_member(change: Callable[[tarfile.TarInfo], None], data: bytes = b"") -> bytes:
-    member = tarfile.TarInfo("b.jpg")
-    change(member)
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        ordinary = tarfile.TarInfo("a.jpg")
-        ordinary.size = 3
-        tar.addfile(ordinary, io.BytesIO(b"abc"))
-        tar.addfile(member, io.BytesIO(data))
-    return file.getvalue()
-
-
-def as_kind(kind: bytes, link: str = "") -> Callable[[tarfile.TarInfo], None]:
-    def change(member: tarfile.TarInfo) -> None:
-        member.type, member.linkname = kind, link
-
-    return change
-
-
-def as_name(name: str) -> Callable[[tarfile.TarInfo], None]:
-    return lambda member: setattr(member, "name", name)
-
-
-EVIL = {
-    "a symbolic link": as_kind(tarfile.SYMTYPE, "/etc/passwd"),
-    "a hard link": as_kind(tarfile.LNKTYPE, "a.jpg"),
-    "a device": as_kind(tarfile.CHRTYPE),
-    "a pipe": as_kind(tarfile.FIFOTYPE),
-    "an absolute name": as_name("/etc/b.jpg"),
-    "a name that climbs": as_name("../b.jpg"),
-    "a name that climbs later": as_name("x/../../b.jpg"),
-    "a backslash": as_name("..\\b.jpg"),
-}
-
-
-@pytest.mark.parametrize("change", EVIL.values(), ids=EVIL.keys())
-def test_members_that_no_data_set_has(tmp_path: Path, change: Callable) -> None:
-    place = tmp_path / "000.tar"
-    place.write_bytes(with_member(change))
-    with pytest.raises(IntegrityError) as caught:
-        read_all(place)
-    assert caught.value.where.startswith(f"{place}: ")
-    assert int(caught.value.code) == 4
-    assert [p.name for p in tmp_path.iterdir()] == ["000.tar"]
-
-
-def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:
-    place = tmp_path / "000.tar"
-    member = tarfile.TarInfo("pax")
-    member.type, member.size = tarfile.XHDTYPE, 1 << 40
-    place.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 12))
-    with pytest.raises(DataError, match="a header of 1,099,511,627,776 bytes"):
-        read_all(place)
-
-
-def test_shards_that_are_no_data_set(tmp_path: Path) -> None:
-    place = tmp_path / "000.tar"
-    place.write_bytes(b"\x1f\x8b" + bytes(1000))
-    with pytest.raises(DataError, match="compressed"):
-        read_all(place)
-    write_shard(place, {"a.jpg": picture(0), "a.png": picture(1)})
-    with pytest.raises(DataError, match="two images share one key"):
-        read_all(place)
-    with tarfile.open(place, "w") as tar:
-        for _ in range(2):
-            tar.addfile(tarfile.TarInfo("a.jpg"))
-    with pytest.raises(DataError, match="occurs twice") as caught:
-        read_all(place)
-    assert caught.value.where == f"{place}: 'a.jpg'"
-    write_shard(place, {"a.json": b"{}", "b.seg.png": b"", "c.cls": b"1", "._d.jpg": b""})
-    assert read_all(place) == []
-    with pytest.raises(DataError, match="holds no image"):
-        open_shards(str(place))
-
-
-@given(data=st.binary(max_size=2048), at=st.integers(0, 3000))
-def test_damage_is_an_error_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int
-) -> None:
-    place = tmp_path_factory.mktemp("fuzz") / "a.tar"
-    write_shard(place, {"a.jpg": b"abc", "a.cls": b"1", "b.jpg": b"defg"})
-    whole = bytearray(place.read_bytes())
-    whole[at : at + len(data)] = data
-    place.write_bytes(whole)
-    with contextlib.suppress(DataError, IntegrityError):
-        for sample in read_all(place):
-            assert sample.image.offset + sample.image.size <= len(whole)
-
-
-def remote_file(web: Web, folder: Path, name: str = "002.tar") -> tuple[RemoteFile, bytes]:
-    data = (folder / name).read_bytes()
-    return RemoteFile(f"{web.address}/{name}", len(data)), data
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        Failure(status=503),
-        Failure(status=429),
-        Failure(cut=100),
-        Failure(cut=0),
-    ],
-    ids=["503", "429", "cut", "closed"],
-)
-def test_a_broken_connection_is_tried_again_from_where_it_stood(
-    web: Web, folder: Path, failure: Failure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "BLOCK_BYTES", 4096)
-    file, data = remote_file(web, folder)
-    got = file.read(3000)
-    before = len(web.requests)
-    broken: list[int] = []
-
-    def fail(method: str, path: str, number: int) -> Failure | None:
-        if method == "GET" and len(broken) < 3:
-            broken.append(number)
-            return failure
-        return None
-
-    web.fail = fail
-    got += file.read(3000)
-    got += file.read()
-    assert got == data
-    assert len(broken) == 3
-    ranges = {wanted for _, _, wanted in web.requests[before:] if wanted}
-    assert "bytes=0-4095" in ranges or "bytes=4096-8191" in ranges
-    file.close()
-
-
-def test_patience_ends(web: Web, folder: Path) -> None:
-    file, _ = remote_file(web, folder)
-    file.read(600)
-    file.close()
-    before = len(web.requests)
-    web.fail = lambda method, path, number: Failure(status=500)
-    with pytest.raises(NetworkError, match="4 times in a row: status 500") as caught:
-        file.read(600)
-    assert caught.value.where == f"{web.address}/002.tar at byte 600"
-    assert "same command continues" in caught.value.fix
-    assert len(web.requests) - before <= 8
-
-
-def test_a_server_that_is_silent(web: Web, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fsspec.implementations.http
-
-    monkeypatch.setattr(remote, "SILENCE_SECONDS", 0.2)
-    fsspec.implementations.http.HTTPFileSystem.clear_instance_cache()
-    web.fail = lambda method, path, number: Failure(silent_seconds=1) if number < 3 else None
-    file, data = remote_file(web, folder)
-    assert file.read(600) == data[:600]
-    file.close()
-    fsspec.implementations.http.HTTPFileSystem.clear_instance_cache()
-
-
-def test_no_server_at_all(folder: Path) -> None:
-    with serve(folder) as web:
-        address = web.address
-    with pytest.raises(NetworkError, match="in a row: ClientConnectorError"):
-        open_shards(f"{address}/000.tar")
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "code"),
-    [(404, DataError, 3), (410, DataError, 3), (401, UsageError, 2), (403, UsageError, 2)],
-)
-def test_answers_that_will_not_change(
-    web: Web, folder: Path, status: int, error: type[ZooError], code: int
-) -> None:
-    file, _ = remote_file(web, folder)
-    file.read(10)
-    file.close()
-    before = len(web.requests)
-    web.fail = lambda method, path, number: Failure(status=status)
-    with pytest.raises(error) as caught:
-        file.read(10)
-    assert caught.value.code == code
-    assert "002.tar" in caught.value.where
-    assert len(web.requests) - before <= 2
-    with pytest.raises(error):
-        open_shards(f"{web.address}/{{000..002}}.tar")
-
-
-def test_a_shard_that_became_another(web: Web, folder: Path) -> None:
-    with pytest.raises(DataError, match="cut short, or another"):
-        RemoteFile(f"{web.address}/002.tar", 5).read(5)
-
-
-def test_a_server_without_ranges_is_named(web: Web, folder: Path) -> None:
-    web.fail = lambda method, path, number: Failure(whole=True)
-    size = (folder / "002.tar").stat().st_size
-    with pytest.raises(NetworkError, match="ConnectionError"):
-        read_part(f"{web.address}/002.tar", 700, 300)
-    file = RemoteFile(f"{web.address}/002.tar", size)
-    file.seek(size - 10)
-    assert file.read(10) == bytes(10)  # one block holds it all
-    file.close()
-
-
-def test_a_server_without_ranges_cannot_be_streamed(
-    web: Web, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "BLOCK_BYTES", 1024)
-    web.fail = lambda method, path, number: Failure(whole=True)
-    file, _ = remote_file(web, folder)
-    file.seek(5000)
-    with pytest.raises(UsageError, match="does not give parts"):
-        file.read(10)
-
-
-def test_nobody_is_followed_to_an_unsafe_place(web: Web, folder: Path) -> None:
-    away = Failure(location="http://elsewhere.example/002.tar")
-    web.fail = lambda method, path, number: away
-    with pytest.raises(IntegrityError, match="not https") as caught:
-        open_shards(f"{web.address}/{{000..002}}.tar")
-    assert "elsewhere.example" in caught.value.where
-
-
-def test_a_name_and_password_come_from_netrc_and_stay_out_of_errors(
-    web: Web, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """This machine is reached without them, and so they do not leave."""
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hunter2\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    open_shards(f"{web.address}/{{000..002}}.tar")
-    assert not [headers for headers in web.headers if "authorization" in headers]

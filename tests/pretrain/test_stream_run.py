@@ -3,14 +3,18 @@
 import json
 import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from runs import TINY_FINETUNE, TINY_MAE, last_words, outcome, run, words, zoo
+from runs import TINY_FINETUNE, TINY_MAE, Run, last_words, outcome, run, words, zoo
 from shards import Failure, Web, serve, write_shards
 
 from pretrain.pack import pack
+from pretrain.shards import open_shards
 
 FINETUNE = "finetune-in1k-vit-t"
 SETTINGS = {**TINY_MAE, "training.steps": "8", "data.shuffle_buffer": "9"}
@@ -129,11 +133,11 @@ def test_a_server_that_goes_away_ends_the_run_with_its_state(
     settings = {
         **SETTINGS,
         "data.workers": str(workers),
-        "training.steps": "40",
+        "training.steps": "20",
         "training.save_every_steps": "1",
     }
     source, out = f"wds:{web.address}/", tmp_path / "run"
-    web.fail = lambda method, path, number: Failure(status=503) if number > 40 else None
+    web.fail = lambda method, path, number: Failure(status=503) if number > 30 else None
     assert run(words("mae-vit-t", source, out, settings), prepare=impatient) == [5]
     left = last_words(out)
     assert "6 times in a row: status 503" in left["error"]
@@ -174,3 +178,23 @@ def test_secrets_reach_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert "hunter2" not in shown.err + shown.out
         assert not out.exists()
     assert not [f for _, _, files in os.walk(tmp_path) for f in files]
+
+
+def test_packing_killed_and_started_again_leaves_no_litter(tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "shards"
+    folder.mkdir()
+    content = np.random.default_rng(0).bytes(20_000)
+    for number in range(1500):
+        (folder / f"{number:04}.jpg").write_bytes(content)
+    command = ["data", "pack", str(folder), "--out", str(out), "--shard-size-mb", "1"]
+    started = Run(command)
+    while not [*tmp_path.glob(".tmp-*-shards/*.tar")]:
+        assert started.running
+        time.sleep(0.005)
+    os.kill(started.processes[0].pid or 0, signal.SIGKILL)
+    started.wait_gone()
+    assert not out.exists()
+    assert [*tmp_path.glob(".tmp-*")]
+    assert run(command) == [0]
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["images", "shards"]
+    assert open_shards(str(out)).samples == 1500
