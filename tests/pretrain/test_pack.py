@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-import webdataset
 from runs import zoo
+from webdataset.compat import WebDataset
 
 from pretrain.index import open_index
 from pretrain.pack import pack
@@ -23,7 +23,7 @@ def pairs(folder: Path) -> list[tuple[bytes, int]]:
     places = [str(place) for place in sorted(folder.glob("*.tar"))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves files open
-        data = webdataset.WebDataset(places, shardshuffle=False)
+        data = WebDataset(places, shardshuffle=False)
         found = [(sample["jpg"], int(sample["cls"])) for sample in data]
         gc.collect()
     return found
