@@ -133,11 +133,13 @@ def test_a_server_that_goes_away_ends_the_run_with_its_state(
     settings = {
         **SETTINGS,
         "data.workers": str(workers),
-        "training.steps": "20",
+        "training.steps": "40",
         "training.save_every_steps": "1",
     }
     source, out = f"wds:{web.address}/", tmp_path / "run"
-    web.fail = lambda method, path, number: Failure(status=503) if number > 30 else None
+    # The workers are at most 16 batches ahead of the first checkpoint: they will need more.
+    checkpoints, down = out / "checkpoints", Failure(status=503)
+    web.fail = lambda method, path, number: down if any(checkpoints.glob("step-*")) else None
     assert run(words("mae-vit-t", source, out, settings), prepare=impatient) == [5]
     left = last_words(out)
     assert "6 times in a row: status 503" in left["error"]
