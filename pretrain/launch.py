@@ -23,10 +23,12 @@ from pretrain.checkpoint import (
 from pretrain.data import STREAM, open_source, require_same_classes
 from pretrain.distributed import World, start_world
 from pretrain.index import ImageIndex
+from pretrain.live import FixedImages, LiveSignal, Probe
 from pretrain.loader import Loader
 from pretrain.log import RunLog
+from pretrain.loggers import require_packages
 from pretrain.loop import Job, Training, train
-from pretrain.objective import Heldout, Objective, Validated
+from pretrain.objective import Heldout, Objective, Observed, Validated
 from pretrain.optim import WeightAverage, build_optimizer
 from pretrain.recipe import Recipe, as_record, differences
 from pretrain.run import RunFolder, refuse_changes
@@ -47,13 +49,21 @@ class Sources:
     validation: ImageIndex | None
 
 
-def pretrain(recipe: Recipe, out: Path, *, reindex: bool = False, device: str = "auto") -> Path:
+def pretrain(
+    recipe: Recipe,
+    out: Path,
+    *,
+    reindex: bool = False,
+    device: str = "auto",
+    probe: Probe | None = None,
+) -> Path:
     """Run a recipe in the folder ``out``, or continue it there; returns the exported model folder.
 
-    reindex: walk the whole data set again.  Raises any ZooError; its code is the exit code.
+    reindex: walk the whole data set again.  probe: what the live signal scores features with.
+    Raises any ZooError; its code is the exit code.
     """
     with start_world(device) as world:
-        run_recipe(recipe, out, world, finish=_export_all, reindex=reindex)
+        run_recipe(recipe, out, world, finish=_export_all, reindex=reindex, probe=probe)
     return RunFolder(out).export
 
 
@@ -62,20 +72,35 @@ Finish = Callable[[Recipe, RunFolder, Sources, Objective, TrainState], None]
 
 
 def run_recipe(
-    recipe: Recipe, out: Path, world: World, *, finish: Finish, reindex: bool = False
+    recipe: Recipe,
+    out: Path,
+    world: World,
+    *,
+    finish: Finish,
+    reindex: bool = False,
+    probe: Probe | None = None,
 ) -> None:
     """Run a recipe in a world that is there already, on each of its ranks.
 
-    reindex, errors: as in ``pretrain``.
+    reindex, probe, errors: as in ``pretrain``.
     """
     run = RunFolder(out)
     with run.hold() if world.is_main else contextlib.nullcontext():
-        _run(recipe, run, world, finish, reindex=reindex and world.is_main)
+        _run(recipe, run, world, finish, reindex=reindex and world.is_main, probe=probe)
 
 
-def _run(recipe: Recipe, run: RunFolder, world: World, finish: Finish, *, reindex: bool) -> None:
+def _run(
+    recipe: Recipe,
+    run: RunFolder,
+    world: World,
+    finish: Finish,
+    *,
+    reindex: bool,
+    probe: Probe | None,
+) -> None:
     with run.report_exit(world) as progress:
         run.require_shared(world)
+        require_packages(recipe.training.loggers)
         if world.is_main:
             run.admit(recipe)
         data = _open_data(recipe, world, reindex)
@@ -87,6 +112,7 @@ def _run(recipe: Recipe, run: RunFolder, world: World, finish: Finish, *, reinde
         with StopSignals() as signals:
             job = _job(recipe, run, world, data, objective, state, signals)
             try:
+                job.live = _live(recipe, job, data, probe)
                 train(objective, job)
             finally:
                 job.batches.close()
@@ -178,6 +204,8 @@ def _job(
         steps=steps,
         batch=training.global_batch,
         active=world.is_main,
+        loggers=training.loggers,
+        recipe=as_record(recipe),
     )
     for line in [*said, *loader.remarks]:
         log.say(line)
@@ -239,6 +267,31 @@ def _steps_alone(training: Training) -> int:
             "zoo data pack, which counts them",
         )
     return training.steps
+
+
+def _live(recipe: Recipe, job: Job, data: Sources, probe: Probe | None) -> LiveSignal | None:
+    """The live signal, where the objective can be observed and the run is long enough."""
+    training, signal = recipe.training, recipe.signal
+    every = signal.interval(
+        steps=job.steps,
+        rank_samples=training.global_batch // job.world.size,
+        round_to=training.log_every_steps,
+    )
+    if every is None or not isinstance(job.state.objective, Observed):
+        return None
+    return LiveSignal(
+        FixedImages.choose(
+            data.train,
+            count=signal.images,
+            seed=training.seed,
+            image_size=recipe.student.image_size,
+        ),
+        every=every,
+        steps=job.steps,
+        device=job.world.device,
+        autocast=lambda: training.autocast(job.world.device),
+        probe=probe,
+    )
 
 
 def _identity(data: Sources, objective: Objective, world: World) -> dict[str, Any]:

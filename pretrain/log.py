@@ -1,24 +1,27 @@
-"""What a run says while it runs: JSONL always, TensorBoard, and a progress line on a terminal."""
+"""What a run says while it runs: rows for its loggers, and a progress line on a terminal."""
 
+import contextlib
 import json
-import os
 import sys
 import time
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from pretrain.loggers import JsonLines, LoggerName, Part, open_loggers
 from pretrain.objective import Batch
 from zoo.files import disk_errors
 
 # Fields that depend on the clock: everything else in a row is reproducible to the last bit.
-CLOCK_FIELDS = ("images_per_second", "seconds")
+CLOCK_FIELDS = ("images_per_second", "seconds", "signal_seconds")
 
 
 class Meters:
@@ -71,27 +74,39 @@ class Meters:
 class RunLog:
     """Rank 0's log of a run folder; on other ranks every method does nothing.
 
-    offset: bytes of ``log.jsonl`` that belong to the checkpoint we continue from; what a killed
-    run wrote beyond is dropped, so that no step stands there twice.
+    offset, step: as ``JsonLines`` and ``TensorBoard`` take them.  loggers: where rows go beside
+    ``log.jsonl``.  recipe: what a logger should know of the run.  Raises UsageError, DiskError.
     """
 
     def __init__(
-        self, folder: Path, *, offset: int, step: int, steps: int, batch: int, active: bool
+        self,
+        folder: Path,
+        *,
+        offset: int,
+        step: int,
+        steps: int,
+        batch: int,
+        active: bool,
+        loggers: Sequence[LoggerName] = ("tensorboard",),
+        recipe: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.active = active
         self._bad_path = folder / "quarantine.jsonl"
         self.bad = _known_bad(self._bad_path)
         if not active:
             return
-        self.path = folder / "log.jsonl"
-        with disk_errors(self.path):
-            self._file = self.path.open("a+b")
-            _keep_rows(self._file, offset)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._batch = batch
         self._last = (step, time.perf_counter())
         self._started = time.perf_counter()
         self.console = Console(stderr=True)
+        name = str(recipe.get("name", folder.name))
+        with contextlib.ExitStack() as stack:
+            self._rows = stack.enter_context(closing(JsonLines(folder / "log.jsonl", offset)))
+            opened = open_loggers(
+                loggers, folder, step=step, name=name, config=recipe, say=self.say
+            )
+            self._loggers = [stack.enter_context(closing(logger)) for logger in opened]
+            self._open = stack.pop_all()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -117,8 +132,7 @@ class RunLog:
         rate = (step - last_step) * self._batch / max(now - last_time, 1e-9)
         self._last = (step, now)
         row = {"step": step, **values, "images_per_second": round(rate, 1)}
-        row["seconds"] = round(now - self._started, 2)
-        self._write(row, "train")
+        self._write("train", row)
         text = f"loss {row['total']:.4f} · {rate:,.0f} images/s"
         self._progress.update(self._task, completed=step, speed=text)
 
@@ -127,22 +141,28 @@ class RunLog:
 
         seconds: how long it took; it does not count against the rate of training.
         """
+        self._aside("val", step, values, seconds)
+
+    def signal(self, step: int, values: dict[str, Any], seconds: float) -> None:
+        """Write a row of its own for what a look at the features gave after a step.
+
+        seconds: as in ``scores``, and written down.
+        """
+        self._aside("signal", step, {**values, "signal_seconds": round(seconds, 3)}, seconds)
+
+    def _aside(self, part: Part, step: int, values: dict[str, Any], seconds: float) -> None:
         if not self.active:
             return
         last_step, last_time = self._last
         self._last = (last_step, last_time + seconds)
-        row = {"step": step, **values, "seconds": round(time.perf_counter() - self._started, 2)}
-        self._write(row, "val")
+        self._write(part, {"step": step, **values})
         self._progress.update(self._task, speed="")
 
-    def _write(self, row: dict[str, Any], part: str) -> None:
-        with disk_errors(self.path):
-            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "step":
-                    plain = name.removeprefix("val_")
-                    self._board.add_scalar(f"{part}/{plain}", value, row["step"])
+    def _write(self, part: Part, row: dict[str, Any]) -> None:
+        row["seconds"] = round(time.perf_counter() - self._started, 2)
+        self._rows.write(row)
+        for logger in self._loggers:
+            logger.row(row["step"], part, dict(_numbers(part, row)))
 
     def say(self, text: str) -> None:
         """One line to the reader, and to nobody's table."""
@@ -164,24 +184,23 @@ class RunLog:
 
     def mark(self) -> int:
         """Bytes of the log so far, safely on disk."""
-        if not self.active:
-            return 0
-        with disk_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        return self.path.stat().st_size
+        return self._rows.mark() if self.active else 0
 
     def close(self) -> None:
         if self.active:
             self._progress.stop()
-            self._file.close()
-            self._board.close()
+            self._open.close()
 
 
-def _keep_rows(file: BinaryIO, offset: int) -> None:
-    """Cut a log to the whole rows of its first ``offset`` bytes; it may hold fewer."""
-    file.seek(0)
-    file.truncate(file.read(offset).rfind(b"\n") + 1)
+def _numbers(part: Part, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """What a chart can show of a row: its numbers, and the mean of each list of a list of lists."""
+    for name, value in row.items():
+        plain = name.removeprefix(f"{part}_")
+        if isinstance(value, int | float) and name != "step":
+            yield plain, value
+        elif isinstance(value, list):  # a block's heads
+            for number, heads in enumerate(value, start=1):
+                yield f"{plain}/block_{number}", sum(heads) / len(heads)
 
 
 def _known_bad(path: Path) -> set[int]:

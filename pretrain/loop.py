@@ -1,6 +1,6 @@
 """The one training loop: pre-training and fine-tuning hand it their objective.
 
-A step reads: batch → losses → backward → check → clip → step → log → maybe validate, save.
+A step reads: batch → losses → backward → check → clip → step → log → maybe validate, look, save.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.bounds import Count, NotNegative, Positive
 from pretrain.checkpoint import TrainState
 from pretrain.distributed import Agreement, World, lost_rank
+from pretrain.live import LiveSignal
 from pretrain.log import Meters, RunLog
+from pretrain.loggers import LoggerName
 from pretrain.objective import Batch, Objective, Validated
 from pretrain.optim import Optim, set_lr
 from pretrain.signals import StopSignals
@@ -49,6 +51,8 @@ class Training:
     compile: bool | None = None
     """torch.compile; null compiles on CUDA only."""
     log_every_steps: Count = 50
+    loggers: tuple[LoggerName, ...] = field(default=("tensorboard",), metadata={"runtime": True})
+    """Where rows go beside ``log.jsonl``: tensorboard, wandb."""
     save_every_steps: Count = field(default=1000, metadata={"runtime": True})
     save_every_minutes: Positive | None = field(default=30.0, metadata={"runtime": True})
     keep_checkpoints: Annotated[int, Field(ge=2)] = field(default=2, metadata={"runtime": True})
@@ -85,6 +89,7 @@ class Job:
     signals: StopSignals
     save: Callable[[], None]
     """Writes a checkpoint of ``state`` (rank 0) and waits for it (all ranks)."""
+    live: LiveSignal | None = None
     describe: Callable[[int], str] = str
     """A sample's index to its file, for the quarantine list."""
     max_bad: int = 100
@@ -121,6 +126,8 @@ def train(objective: Objective, job: Job) -> None:
     guard = FiniteGuard(world, state.optimizer, buffers)
     meters = Meters(state.notes.get("meters"))
     watch = Watch(job)
+    if job.live and job.live.due(state):
+        job.live.look(state, job.log)
 
     for step in range(state.step, job.steps):
         lr = job.lr_at(step)
@@ -148,6 +155,9 @@ def train(objective: Objective, job: Job) -> None:
         if isinstance(objective, Validated) and job.epoch_ended:
             _stop_if_diverged(guard, meters, job)
             _validate(objective, job)  # raises DivergedError too: the last checkpoint stays
+        if job.live and job.live.due(state):
+            _stop_if_diverged(guard, meters, job)
+            job.live.look(state, job.log)
         if save_due:
             _stop_if_diverged(guard, meters, job)
             state.notes["meters"] = meters.as_notes()

@@ -5,6 +5,7 @@ The loop knows nothing else of a method.  No base class: anything of this shape 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -109,4 +110,27 @@ class Validated(Protocol):
 
     def scores(self, validation: Mapping[str, Any]) -> list[Score]:
         """What a card should say of a validation: its ``epoch``, ``step`` and ``scores``."""
+        ...
+
+
+class Observation(NamedTuple):
+    """What can be seen of a network that learns.  B images, L blocks, H heads."""
+
+    features: Tensor
+    """(B, D): of each image, as whoever uses the network would read and pool them."""
+    distances: Tensor | None = None
+    """(L, H) float32: how far each head looks, mean over the images, in pixels."""
+    errors: Mapping[str, Tensor] = MappingProxyType({})
+    """How far it is from a teacher, by what is compared; scalars, means over the images."""
+
+
+@runtime_checkable
+class Observed(Protocol):
+    """What an objective may offer besides: a look at what it trains, as it would export it now."""
+
+    def observe(self, images01: Tensor) -> Observation:
+        """Look at clean images (B, 3, S, S) in [0, 1]; in eval mode and without gradients.
+
+        Draws no random number, and leaves everything as it was.
+        """
         ...

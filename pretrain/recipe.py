@@ -21,6 +21,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pretrain.data import Data
+from pretrain.live import Signal
 from pretrain.loop import Training
 from pretrain.objective import Objective
 from zoo.convnet import ConvnetConfig
@@ -53,6 +54,7 @@ class Recipe(Generic[Student]):
     method: Method
     data: Data
     training: Training
+    signal: Signal = dataclasses.field(default_factory=Signal)
 
 
 class _Named(Protocol):

@@ -88,9 +88,10 @@ def pretrain(
     if ranks.by_torchrun:
         start_ranks(ranks, sys.argv[1:], folder)
     else:
+        from eval.live_probe import probe
         from pretrain.launch import pretrain as run
 
-        export = run(resolved, folder, reindex=reindex, device=device)
+        export = run(resolved, folder, reindex=reindex, device=device, probe=probe)
         if int(os.environ.get("RANK", "0")) == 0:
             answer({"export": str(export)} if json_ else f"model folder: {export}", json_)
 

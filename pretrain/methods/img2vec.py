@@ -24,7 +24,8 @@ from pretrain.masked import (
     patches_of_cells,
     require_decoder_sizes,
 )
-from pretrain.objective import Batch, Export, ParamGroup
+from pretrain.objective import Batch, Export, Observation, ParamGroup
+from pretrain.observe import observe_vit
 from pretrain.optim import decay_matrices
 from pretrain.targets import TargetNorm, TargetScale
 from pretrain.teachers.frozen import FrozenTokens
@@ -199,6 +200,10 @@ class MaskedFeaturePrediction(nn.Module):
         target = self.global_target(features.mean(1))
         guess = self.global_head(seen[:, 1:].mean(1)).float()
         return F.smooth_l1_loss(guess, target, beta=self.method.beta)
+
+    def observe(self, images01: Tensor) -> Observation:
+        last = Tap(self.config.depth, "block")
+        return observe_vit(self.encoder, normalise(images01), last=last)
 
     def param_groups(self, weight_decay: float) -> Iterable[ParamGroup]:
         return decay_matrices(self.named_parameters(), weight_decay)

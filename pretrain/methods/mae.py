@@ -23,11 +23,12 @@ from pretrain.masked import (
     require_decoder_sizes,
     visible_patches,
 )
-from pretrain.objective import Batch, Export, ParamGroup
+from pretrain.objective import Batch, Export, Observation, ParamGroup
+from pretrain.observe import observe_vit
 from pretrain.optim import decay_matrices
 from pretrain.views import FLIP_DRAWS, flip
 from zoo.images import normalise
-from zoo.vit import ViTConfig, build_vit, embed
+from zoo.vit import Tap, ViTConfig, build_vit, embed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +78,10 @@ class MaskedAutoencoder(nn.Module):
     @property
     def visible_patches(self) -> int:
         return visible_patches(self.config, self.method.mask_ratio)
+
+    def observe(self, images01: Tensor) -> Observation:
+        last = Tap(self.config.depth, "block")
+        return observe_vit(self.encoder, normalise(images01), last=last)
 
     def param_groups(self, weight_decay: float) -> Iterable[ParamGroup]:
         return decay_matrices(self.named_parameters(), weight_decay)

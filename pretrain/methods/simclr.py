@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pretrain.bounds import Count, NotNegative, Positive
-from pretrain.objective import Batch, Export, ParamGroup
+from pretrain.objective import Batch, Export, Observation, ParamGroup
 from pretrain.optim import decay_matrices
 from pretrain.views import STRONG_VIEW_DRAWS, strong_view
 from zoo.convnet import (
@@ -93,6 +93,9 @@ class Contrast(nn.Module):
         one, other = self.projection(self.trunk(torch.cat(views))).chunk(2)
         loss, agreement = contrastive_loss(one, other, self.method.temperature)
         return {"total": loss, "agreement": agreement}
+
+    def observe(self, images01: Tensor) -> Observation:
+        return Observation(features=self.trunk(images01))
 
     def param_groups(self, weight_decay: float) -> Iterable[ParamGroup]:
         return decay_matrices(self.named_parameters(), weight_decay)

@@ -34,7 +34,8 @@ from pretrain.masked import (
     require_decoder_sizes,
     visible_patches,
 )
-from pretrain.objective import Batch, Export, ParamGroup
+from pretrain.objective import Batch, Export, Observation, ParamGroup
+from pretrain.observe import observe_vit
 from pretrain.optim import decay_matrices
 from pretrain.teachers.vit import FrozenViT, ViTTeacher
 from pretrain.views import TWO_VIEW_DRAWS, two_views
@@ -201,6 +202,21 @@ class Distillation(nn.Module):
         )
         guess = self.decoder(self.student.norm(tokens), order)
         return masked_loss(guess, target, order[:, self.visible_patches :])
+
+    def observe(self, images01: Tensor) -> Observation:
+        """The targets' losses on whole images of which both networks have the same view."""
+        images = normalise(images01)
+        theirs, ours = self.read_teacher(images01), self.read_student(images)
+        errors = {name: target(theirs, ours) for name, target in self.targets.items()}
+        return observe_vit(self.student, images, last=self._last_trained(), errors=errors)
+
+    def _last_trained(self) -> Tap:
+        """Where the features of the exported network are in the one that trains."""
+        depth = self.config.depth
+        if f"blocks.{depth - 1}.attn.proj.weight" in self.fresh:
+            return Tap(max(depth - 1, 1), "block")
+        behind = f"blocks.{depth - 1}.mlp.fc2.weight" in self.fresh
+        return Tap(depth, "attention_residual" if behind else "block")
 
     def param_groups(self, weight_decay: float) -> Iterable[ParamGroup]:
         return decay_matrices(self.named_parameters(), weight_decay)
