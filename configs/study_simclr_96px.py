@@ -6,6 +6,7 @@ Figures as seen, with machine and date: docs/studies.md.
 """
 
 from pretrain.data import Data
+from pretrain.live import Signal
 from pretrain.loop import Training
 from pretrain.methods.simclr import SimCLR
 from pretrain.optim import Optim
@@ -39,4 +40,5 @@ def study_simclr_96px() -> Recipe:
             optim=Optim(lr_per_256=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
             save_every_steps=100,
         ),
+        signal=Signal(images=128),
     )

@@ -7,6 +7,7 @@ date: docs/studies.md.
 """
 
 from pretrain.data import Data
+from pretrain.live import Signal
 from pretrain.loop import Training
 from pretrain.methods.tinymim import TinyMIM
 from pretrain.optim import Optim
@@ -33,4 +34,5 @@ def study_tinymim_96px() -> Recipe:
             optim=Optim(lr_per_256=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
             save_every_steps=100,
         ),
+        signal=Signal(images=128),
     )

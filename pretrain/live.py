@@ -86,8 +86,10 @@ class FixedImages:
         rng = np.random.default_rng([seed, count])
         order = rng.permutation(len(index))
         if index.labels is not None:
-            few = max(2, count // PER_CLASS)
-            kept = rng.permutation(len(index.classes))[:few]
+            classes = rng.permutation(len(index.classes))
+            together = np.bincount(index.labels, minlength=len(classes))[classes].cumsum()
+            enough = int(np.searchsorted(together, count)) + 1
+            kept = classes[: max(2, count // PER_CLASS, enough)]
             order = order[np.isin(index.labels[order], kept)]
             order = order[np.argsort(_turns(index.labels[order]), kind="stable")]
         preprocess = Preprocess(image_size=image_size)

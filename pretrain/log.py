@@ -74,8 +74,8 @@ class Meters:
 class RunLog:
     """Rank 0's log of a run folder; on other ranks every method does nothing.
 
-    offset, step: as ``JsonLines`` and ``TensorBoard`` take them.  loggers: where rows go beside
-    ``log.jsonl``.  recipe: what a logger should know of the run.  Raises UsageError, DiskError.
+    offset: as ``JsonLines`` takes it.  loggers: where rows go beside ``log.jsonl``.  recipe: what
+    a logger should know of the run.  Raises UsageError, DiskError.
     """
 
     def __init__(
@@ -102,10 +102,14 @@ class RunLog:
         name = str(recipe.get("name", folder.name))
         with contextlib.ExitStack() as stack:
             self._rows = stack.enter_context(closing(JsonLines(folder / "log.jsonl", offset)))
+            kept = read_log(folder / "log.jsonl")
+            begins_at = step + 1 if kept else 0
             opened = open_loggers(
-                loggers, folder, step=step, name=name, config=recipe, say=self.say
+                loggers, folder, begins_at=begins_at, name=name, config=recipe, say=self.say
             )
             self._loggers = [stack.enter_context(closing(logger)) for logger in opened]
+            for row in kept:
+                self._show(_part_of(row), row)
             self._open = stack.pop_all()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -161,8 +165,12 @@ class RunLog:
     def _write(self, part: Part, row: dict[str, Any]) -> None:
         row["seconds"] = round(time.perf_counter() - self._started, 2)
         self._rows.write(row)
+        self._show(part, row)
+
+    def _show(self, part: Part, row: Mapping[str, Any]) -> None:
         for logger in self._loggers:
-            logger.row(row["step"], part, dict(_numbers(part, row)))
+            if row["step"] >= logger.begins_at:
+                logger.row(row["step"], part, dict(_numbers(part, row)))
 
     def say(self, text: str) -> None:
         """One line to the reader, and to nobody's table."""
@@ -190,6 +198,13 @@ class RunLog:
         if self.active:
             self._progress.stop()
             self._open.close()
+
+
+def _part_of(row: Mapping[str, Any]) -> Part:
+    """What a row of ``log.jsonl`` tells of."""
+    if "signal_images" in row:
+        return "signal"
+    return "val" if any(name.startswith("val_") for name in row) else "train"
 
 
 def _numbers(part: Part, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

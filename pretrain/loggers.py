@@ -7,10 +7,11 @@ undisturbed one.  The others show the same rows, and none of them can stop a run
 import importlib.metadata
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, get_args
+from typing import Any, BinaryIO, Literal, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -19,7 +20,7 @@ from zoo.files import atomic_json, disk_errors
 
 LoggerName = Literal["tensorboard", "wandb"]
 Part = Literal["train", "val", "signal"]
-"""What a row tells of; those of one step come in this order."""
+"""What a row tells of."""
 
 # Bounds on how long W&B's server may keep us waiting, at the beginning and at the end of a run.
 _WANDB_BEGIN_SECONDS, _WANDB_END_SECONDS = 20, 5
@@ -27,6 +28,9 @@ _WANDB_BEGIN_SECONDS, _WANDB_END_SECONDS = 20, 5
 
 class Logger(Protocol):
     """What shows the rows of a run beside ``log.jsonl``."""
+
+    begins_at: int
+    """The first step of which it lacks the row: earlier ones are not given to it again."""
 
     def row(self, step: int, part: Part, values: Mapping[str, float]) -> None:
         """One row of numbers, of the state after ``step`` optimizer steps."""
@@ -76,13 +80,14 @@ def _keep_rows(file: BinaryIO, offset: int) -> None:
 class TensorBoard:
     """Event files in ``tensorboard/``.
 
-    step: of the state we continue from; later rows of a killed run are hidden.  Raises DiskError.
+    begins_at: the first step that ``log.jsonl`` lacks; what a killed run wrote beyond is hidden.
+    Raises DiskError.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / "tensorboard"
+    def __init__(self, folder: Path, begins_at: int) -> None:
+        self.path, self.begins_at = folder / "tensorboard", begins_at
         with disk_errors(self.path):
-            self._board = SummaryWriter(str(self.path), purge_step=step + 1)
+            self._board = SummaryWriter(str(self.path), purge_step=begins_at)
 
     def row(self, step: int, part: Part, values: Mapping[str, float]) -> None:
         with disk_errors(self.path):
@@ -96,10 +101,13 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases, through its own package; continued under the same id.
 
-    A process of W&B's own holds the rows and sends them: a server that does not answer costs a
-    few seconds at the beginning and at the end, and then ``wandb sync`` sends what lies in
-    ``wandb/``.  Account, project and mode are W&B's own variables (WANDB_API_KEY, WANDB_PROJECT,
-    WANDB_MODE=offline): none of them is written down here.
+    A process of W&B's own holds the rows and sends them.  A server that does not answer costs
+    seconds at the beginning and at the end of a run; then ``wandb sync`` sends what lies in
+    ``wandb/``.  That process loses its last rows when the run is killed: so it is given again
+    those that it lacks, as the server says; without a server, all, in place of what it kept.
+
+    Account, project and mode are W&B's own variables (WANDB_API_KEY, WANDB_PROJECT,
+    WANDB_MODE=offline), and nothing of them is written down here.
 
     name: of the run.  config: what its page should say of it.  say: tells the reader where rows
     do not arrive.  Raises UsageError where there is no account, DiskError.
@@ -108,27 +116,33 @@ class WandB:
     def __init__(
         self, folder: Path, *, name: str, config: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
-        self._say, self._failed = say, False
-        self._place = folder / "wandb.json"
-        self._sent = _read_sent(self._place)
-        self._write_sent()
-        self._run = self._begin(folder, name, dict(config))
-        # Rows by our own count: W&B's own goes on where a killed run was, beyond ours.
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._folder, self._say, self._failed = folder, say, False
+        settings = {"name": name, "config": dict(config), "id": self._id()}
+        self._run = self._begin(settings)
+        self.begins_at = self._run.starting_step
+        if self._run.offline:
+            self._drop_earlier(settings["id"])
 
-    def _begin(self, folder: Path, name: str, config: dict[str, Any]) -> Any:
+    def _id(self) -> str:
+        """The run's id at W&B, made once."""
+        place = self._folder / "wandb.json"
+        try:
+            return str(json.loads(place.read_bytes())["id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            made = uuid.uuid4().hex[:12]
+            atomic_json(place, {"id": made})
+            return made
+
+    def _begin(self, settings: dict[str, Any]) -> Any:
         import wandb
         import wandb.errors
 
         def begin(mode: Literal["offline"] | None) -> Any:
             return wandb.init(
+                **settings,
                 project=os.environ.get("WANDB_PROJECT", "tinyzoo"),
-                id=self._sent["id"],
+                dir=str(self._folder),
                 resume="allow",
-                dir=str(folder),
-                name=name,
-                config=config,
                 mode=mode,
                 settings=wandb.Settings(
                     console="off",  # ours is a progress bar, and the user's
@@ -150,26 +164,25 @@ class WandB:
             ) from error
         except wandb.errors.CommError as error:
             self._say(
-                f"W&B does not answer: rows are kept in {folder / 'wandb'} until you run "
+                f"W&B does not answer: rows are kept in {self._folder / 'wandb'} until you run "
                 f"`wandb sync` ({str(error).splitlines()[0]})"
             )
+            wandb.teardown()  # or the id is taken by the run that did not begin
             return begin("offline")
 
+    def _drop_earlier(self, run_id: str) -> None:
+        """Remove what earlier starts kept without a server: this one is given every row."""
+        mine = Path(self._run.dir).parent
+        for place in self._folder.glob(f"wandb/offline-run-*-{run_id}"):
+            if place.resolve() != mine.resolve():
+                shutil.rmtree(place)
+
     def row(self, step: int, part: Part, values: Mapping[str, float]) -> None:
-        place = [step, get_args(Part).index(part)]
-        if place <= self._sent["last"]:
-            return  # a killed run came this far, and sent the same row
-        # Before it is sent: one that a kill keeps from arriving is missed, rather than doubled.
-        self._sent["last"] = place
-        self._write_sent()
         named = {f"{part}/{name}": value for name, value in values.items()}
-        self._try(lambda: self._run.log({"step": step, **named}))
+        self._try(lambda: self._run.log(named, step=step))
 
     def close(self) -> None:
         self._try(self._run.finish)
-
-    def _write_sent(self) -> None:
-        atomic_json(self._place, self._sent)
 
     def _try(self, call: Callable[[], object]) -> None:
         """What W&B cannot do is told once, and does not stop the run."""
@@ -182,27 +195,21 @@ class WandB:
             self._say(f"W&B gets no more rows: {type(error).__name__}: {error}")
 
 
-def _read_sent(place: Path) -> dict[str, Any]:
-    """The run's id at W&B and the last row it was given, or those of a new run."""
-    try:
-        sent = json.loads(place.read_bytes())
-        return {"id": str(sent["id"]), "last": [int(number) for number in sent["last"]]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"id": uuid.uuid4().hex[:12], "last": [-1, 0]}
-
-
 def open_loggers(
     names: Sequence[LoggerName],
     folder: Path,
     *,
-    step: int,
+    begins_at: int,
     name: str,
     config: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Iterator[Logger]:
-    """The loggers of a run that continues at ``step``.  Raises UsageError, DiskError."""
+    """The loggers of a run.  begins_at, name, config, say: as they take them.
+
+    Raises UsageError, DiskError.
+    """
     makers: dict[LoggerName, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoard(folder, step),
+        "tensorboard": lambda: TensorBoard(folder, begins_at),
         "wandb": lambda: WandB(folder, name=name, config=config, say=say),
     }
     for logger in dict.fromkeys(names):

@@ -5,6 +5,7 @@ every process it started has gone.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -179,6 +180,15 @@ def run(
     codes = started.wait()
     started.wait_gone()
     return codes
+
+
+def with_variables(values: Mapping[str, str]) -> Callable[[], None]:
+    """What a forked run does first, to have these environment variables."""
+    return functools.partial(_set_variables, dict(values))
+
+
+def _set_variables(values: dict[str, str]) -> None:
+    os.environ.update(values)
 
 
 def zoo(command: list[str]) -> int:
