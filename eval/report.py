@@ -95,8 +95,7 @@ class Relation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """One meaning of the colours for every map: blue at the lower end, white midway, red at the
-    upper end, with a colour bar that states it."""
+    """One meaning of the colours for every map: blue low, white midway, red high, with a bar."""
 
     low: float
     high: float
@@ -147,6 +146,10 @@ class Page:
         size = {"width": round(width), "height": round(height)}
         return self._add("figure", src=_data_uri(figure), caption=caption, alt=alt, **size)
 
+    def links(self, places: Mapping[str, str]) -> Self:
+        """Add a list of links: text → address, relative to the page."""
+        return self._add("links", places=places)
+
     def html(self) -> str:
         """The page as one self-contained HTML document."""
         environment = jinja2.Environment(
@@ -176,9 +179,7 @@ def curves(
     log_y: bool = False,
 ) -> Figure:
     """Lines over training: name → (steps, values).  Values that are not finite leave a gap.
-
-    Raises ValueError for no series, or steps and values of different lengths.
-    """
+    Raises ValueError for no series, or steps and values of different lengths."""
     if not series:
         raise ValueError("no series to draw")
     with mpl.rc_context(STYLE):
@@ -263,8 +264,7 @@ def relation_maps(relations: Sequence[Relation], *, scale: Scale | None = None) 
     Without a scale, a map lies over the greyed image and runs from its own least value (dark) to
     its own greatest (bright): it shows where a network looks, not how strongly compared with the
     others.  With one, the same colour is the same value everywhere.  Raises ValueError for no
-    images, rows of different maps, or maps that are not square, with the query in them, and of one
-    size where they share it.
+    images, rows of different maps, or maps that are no squares with the query in them.
     """
     titles = list(relations[0].maps) if relations else []
     if not titles or any(list(relation.maps) != titles for relation in relations):

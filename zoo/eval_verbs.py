@@ -250,6 +250,19 @@ def results(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/NAME.")],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's page: curves, live signal, how it ended; also while it goes on."""
+    from eval.run_page import report as write
+
+    found = write(run)
+    answer(found.as_dict() if json_ else found.text(), json_)
+
+
+@app.command()
 def demo(
     data: Annotated[
         Path | None, typer.Option(help="Your own class folders.  [default: drawn images]")
