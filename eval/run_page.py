@@ -24,9 +24,9 @@ MOST_POINTS = 400
 """Of a curve; beyond, neighbours are averaged."""
 _LOG_FROM = 20
 """A curve that falls by more than this factor is drawn on a logarithmic axis."""
-_PROBE = "signal_probe@1"
+_PROBE, _ERROR = "signal_probe@1", "signal_error_"
 _SIZE = (4.8, 2.7)
-_QUIET = "#b9b6b0"
+_QUIET, _RULE, _INK = "#b9b6b0", "#dedad2", "#66645f"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +120,10 @@ def _facts(story: Story) -> list[tuple[str, str]]:
 
 def _signal_facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = []
-    if (error := row.get("signal_relation_total")) is not None:
-        facts.append(("relation error", f"{error:.4g}"))
+    errors = {n.removeprefix(_ERROR): row[n] for n in row if n.startswith(_ERROR)}
+    if errors:
+        told = ", ".join(f"{name} {_short(value)}" for name, value in errors.items())
+        facts.append(("error to the teacher", told))
     if (rank := row.get("signal_rankme")) is not None:
         facts.append(("RankMe", f"{rank:.1f}"))
     if (score := row.get(_PROBE)) is not None:
@@ -163,15 +165,21 @@ def _tell_training(page: Page, story: Story) -> None:
     if story.shares:
         shares = {name: series(story.train, name) for name in story.shares}
         page.figure(_lines(shares, "share"), "On the images trained on.", "Shares over steps.")
-    for name, label, caption in (
-        ("grad_norm", "gradient norm", "Norm of the gradient before any clipping."),
-        ("lr", "learning rate", "Learning rate; some parameters may have a share of it."),
-        ("images_per_second", "images/s", "Images a second, without validation and signal."),
-    ):
-        if any(name in row for row in story.train):
-            line = series(story.train, name)
-            alt = f"{label} from {line[1][0]:.3g} to {line[1][-1]:.3g}"
-            page.figure(_lines({label: line}, label), caption, alt)
+    panels = {
+        label: series(story.train, name)
+        for name, label in (
+            ("images_per_second", "images/s"),
+            ("lr", "learning rate"),
+            ("grad_norm", "gradient norm"),
+        )
+        if any(name in row for row in story.train)
+    }
+    page.figure(
+        stacked(panels),
+        "Images a second, without validation and signal; the learning rate, of which some "
+        "parameters may have a share; the gradient's norm before any clipping.",
+        "; ".join(f"{k} from {y[0]:.3g} to {y[-1]:.3g}" for k, (_, y) in panels.items()),
+    )
 
 
 def _tell_validation(page: Page, rows: Rows) -> None:
@@ -199,28 +207,8 @@ def _tell_signal(page: Page, story: Story) -> None:
         "ones each time, without augmentation. It compares this run with itself, and is no "
         "benchmark."
     )
-    errors = [n for n in rows[-1] if n.startswith("signal_relation_")]
-    if errors:
-        lines = {n.removeprefix("signal_relation_"): series(rows, n) for n in errors}
-        page.figure(
-            _lines(lines, "relation error"),
-            "How far the student's relations are from the teacher's on clean images, in eval mode: "
-            "the method's own loss, without jitter and drop path.",
-            "The relation error over steps.",
-        )
-    page.figure(
-        _lines({"RankMe": series(rows, "signal_rankme")}, "RankMe"),
-        "How many directions the pooled features fill: the exponential of the entropy of their "
-        "singular values (Garrido et al. 2023). Features that collapse bring it towards 1.",
-        "RankMe over steps.",
-    )
-    if any(row.get(_PROBE) is not None for row in rows):
-        page.figure(
-            _band(rows),
-            "probe@1: a vote of the 10 nearest neighbours among the same images, each left out of "
-            "its own; the band is one standard error.",
-            "The probe's accuracy over steps.",
-        )
+    if len(rows) > 1:  # one look is told in the table above
+        _tell_signal_curves(page, rows)
     looks = [row for row in rows if row.get("signal_attention_distance")]
     if looks:
         page.figure(
@@ -234,6 +222,31 @@ def _tell_signal(page: Page, story: Story) -> None:
             distance_map(looks),
             "The mean over heads in every block, over the run.",
             "A map of attention distance, blocks over steps.",
+        )
+
+
+def _tell_signal_curves(page: Page, rows: Rows) -> None:
+    errors = [n for n in rows[-1] if n.startswith(_ERROR)]
+    if errors:
+        lines = {n.removeprefix(_ERROR): series(rows, n) for n in errors}
+        page.figure(
+            _lines(lines, "error to the teacher"),
+            "How far the student is from the teacher on these images, in eval mode: the method's "
+            "own losses, without jitter, mask and drop path. qk and vv are relations.",
+            "The error to the teacher over steps.",
+        )
+    page.figure(
+        _lines({"RankMe": series(rows, "signal_rankme")}, "RankMe"),
+        "How many directions the pooled features fill: the exponential of the entropy of their "
+        "singular values (Garrido et al. 2023). Features that collapse bring it towards 1.",
+        "RankMe over steps.",
+    )
+    if any(row.get(_PROBE) is not None for row in rows):
+        page.figure(
+            _band(rows),
+            "probe@1: a vote of the 10 nearest neighbours among the same images, each left out of "
+            "its own; the band is one standard error.",
+            "The probe's accuracy over steps.",
         )
 
 
@@ -263,6 +276,23 @@ def series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
+
+
+def stacked(panels: Mapping[str, tuple[list[float], list[float]]]) -> Figure:
+    """A curve above the other, each on an axis of its own: label → (steps, values)."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.8, 0.4 + 1.1 * len(panels)), layout="constrained")
+        rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (label, (steps, values)) in zip(rows, panels.items(), strict=True):
+            dot = "o" if len(steps) == 1 else ""
+            axes.plot(steps, values, color=PALETTE[0], lw=1.2, marker=dot)
+            axes.set_title(label, loc="left", color=_INK, fontsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color=_RULE, linewidth=0.6)
+            axes.locator_params(axis="y", nbins=4)
+            axes.set_axisbelow(True)
+        rows[-1].set_xlabel("step")
+    return figure
 
 
 def _lines(lines: Mapping[str, tuple[list[float], list[float]]], ylabel: str) -> Figure:
@@ -329,6 +359,10 @@ def distance_map(looks: Rows) -> Figure:
 
 def _title(name: str) -> str:
     return "validation " + name.removeprefix("val_")
+
+
+def _short(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
 
 
 def _plain(value: Any) -> str:

@@ -41,7 +41,7 @@ from pretrain.teachers.vit import FrozenViT, ViTTeacher
 from pretrain.views import TWO_VIEW_DRAWS, two_views
 from zoo.errors import UsageError
 from zoo.images import normalise
-from zoo.vit import ViTConfig, build_vit, set_drop_path
+from zoo.vit import Tap, ViTConfig, build_vit, set_drop_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

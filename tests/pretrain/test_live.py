@@ -17,10 +17,10 @@ from photos import make_photos
 from runs import TINY, TINY_MAE, Run, outcome, run, words, zoo
 
 from eval.live_probe import NEIGHBOURS, TEMPERATURE, probe
+from pretrain.distillation import relation_loss
 from pretrain.index import open_index
 from pretrain.live import SHARE, FixedImages, Signal
 from pretrain.log import read_log
-from pretrain.methods.tinymim import relation_loss
 from pretrain.observe import attention_distance, rankme
 from pretrain.recipe import find_recipe
 from zoo.folder import Model, load_model
@@ -58,9 +58,8 @@ EXPECTED = {
     "mae": {"signal_attention_distance"},
     "tinymim": {
         "signal_attention_distance",
-        "signal_relation_total",
-        "signal_relation_qk",
-        "signal_relation_vv",
+        "signal_error_qk",
+        "signal_error_vv",
     },
     "img2vec": {"signal_attention_distance"},
 }
@@ -90,10 +89,15 @@ def last_qkv(model: Model, images: torch.Tensor) -> list[torch.Tensor]:
     return [found[tap] for tap in wanted]
 
 
-def test_it_sees_what_is_exported(photos: Path, tmp_path: Path) -> None:
-    """The last look, of weights that were averaged over steps, beside the exported model."""
+@pytest.mark.parametrize("targets", ["[qk,vv]", "[attention]", "[block,qk,vv]"])
+def test_it_sees_what_is_exported(photos: Path, tmp_path: Path, targets: str) -> None:
+    """The last look, of weights that were averaged over steps, beside the exported model.
+
+    After targets within it, the student's last block is trained in part.
+    """
     recipe, settings = method_settings("tinymim", tmp_path)
     settings |= {"training.optim.ema_decay": "0.5", **LOOKS, "signal.images": "36"}
+    settings |= {"method.targets": targets, "training.steps": "4"}
     out = tmp_path / "run"
     assert zoo(words(recipe, photos, out, settings)) == 0
     seen = parts(out)[1][-1]
@@ -105,6 +109,11 @@ def test_it_sees_what_is_exported(photos: Path, tmp_path: Path) -> None:
     assert index.labels is not None
     scores = probe(features, torch.from_numpy(index.labels).long())
     assert seen["signal_probe@1"] == pytest.approx(scores["probe@1"])
+    assert student.card is not None
+    assert len(seen["signal_attention_distance"]) == student.card.last_trained_block
+    if "qk" not in targets:
+        assert "signal_error_attention" in seen
+        return
     crops = [student.preprocess.eval_crop(index.read(i)) for i in range(len(index))]
     images = student.preprocess.normalise(torch.stack(crops))
     with torch.no_grad():
@@ -114,7 +123,7 @@ def test_it_sees_what_is_exported(photos: Path, tmp_path: Path) -> None:
     assert heads is not None
     for name, pairs in (("qk", ((q_t, k_t), (q, k))), ("vv", ((v_t, v_t), (v, v)))):
         expected = relation_loss(*pairs, heads).item()
-        assert seen[f"signal_relation_{name}"] == pytest.approx(expected, rel=1e-4)
+        assert seen[f"signal_error_{name}"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_convnet_has_features_and_no_heads(photos: Path, tmp_path: Path) -> None:
