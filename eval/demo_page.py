@@ -156,7 +156,7 @@ def _kind(folder: Path) -> str:
 
 
 def _curve(name: str, run: Path) -> tuple[Figure, str, str]:
-    rows = read_log(run / "log.jsonl")
+    rows = [row for row in read_log(run / "log.jsonl") if "total" in row]
     steps = [row["step"] for row in rows]
     labels = {
         "total": "loss",
