@@ -26,7 +26,7 @@ from eval.protocols import Protocol
 from eval.scoring import Predictions, concatenate, predict
 from eval.shards import PARTIAL, SHARD, Shards
 from pretrain.distributed import World
-from pretrain.launch import code_version
+from pretrain.export import code_version
 from pretrain.signals import StopSignals
 from zoo.errors import DataError, PreemptedError
 from zoo.folder import Classifier

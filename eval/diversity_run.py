@@ -30,8 +30,8 @@ from eval.diversity_page import (
 from eval.diversity_protocol import MASK_RATIO, MASK_SEED, PROTOCOL, protocol_digest
 from eval.results import Result
 from pretrain.distributed import choose_device
+from pretrain.export import code_version, environment
 from pretrain.index import ImageIndex, open_index
-from pretrain.launch import code_version, environment
 from pretrain.teachers.frozen import FrozenTokens
 from pretrain.teachers.tokens import open_tokens
 from zoo.card import read_card

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from eval.validation import score
 from pretrain.augment import Probability
 from pretrain.bounds import NotNegative, Rate
+from pretrain.export import code_version
 from pretrain.index import ImageIndex
-from pretrain.launch import code_version
 from pretrain.objective import Batch, Export, Heldout, ParamGroup
 from zoo.card import Score
 from zoo.classes import name_classes

@@ -24,7 +24,7 @@ from eval.results import Result
 from eval.scoring import Predictions, summarise
 from eval.transforms import CARD
 from pretrain.distributed import World
-from pretrain.launch import code_version, environment
+from pretrain.export import code_version, environment
 
 _SPLITS = ("train", "val", "validation", "test")
 

@@ -35,7 +35,7 @@ from eval.scoring import TOP, Predictions
 from eval.sweep import choose_head, details_of, hold_out, run_sweep
 from eval.transforms import CARD, of_family
 from pretrain.distributed import World, start_world
-from pretrain.launch import code_version, environment
+from pretrain.export import code_version, environment
 from zoo.folder import read_preprocess
 from zoo.hub import locate
 

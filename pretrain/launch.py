@@ -1,17 +1,13 @@
-"""From a recipe to a model folder: set up, resume, train, export."""
+"""From a recipe to a run: set up, resume, train, and hand over what came of it."""
 
 import contextlib
 import functools
-import importlib.metadata
-import platform
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.checkpoint import (
     TrainState,
@@ -22,6 +18,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.data import STREAM, open_source, require_same_classes
 from pretrain.distributed import World, start_world
+from pretrain.export import Sources, environment, export_all
 from pretrain.index import ImageIndex
 from pretrain.live import FixedImages, LiveSignal, Probe
 from pretrain.loader import Loader
@@ -36,17 +33,7 @@ from pretrain.shards import ShardSet, open_shards
 from pretrain.signals import StopSignals
 from pretrain.stream import BUFFER
 from pretrain.stream_loader import StreamLoader
-from zoo.card import TEACHER, BaseRecord, Card, TeacherRecord
 from zoo.errors import DataError, UsageError
-from zoo.folder import save_model
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sources:
-    """The images of a run."""
-
-    train: ImageIndex | ShardSet
-    validation: ImageIndex | None
 
 
 def pretrain(
@@ -63,7 +50,7 @@ def pretrain(
     Raises any ZooError; its code is the exit code.
     """
     with start_world(device) as world:
-        run_recipe(recipe, out, world, finish=_export_all, reindex=reindex, probe=probe)
+        run_recipe(recipe, out, world, finish=export_all, reindex=reindex, probe=probe)
     return RunFolder(out).export
 
 
@@ -197,16 +184,7 @@ def _job(
     _require_alike(identity, world)
     said = _resume(run, world, state, identity, loader.facts)
     loader.start_step, loader.stop_step = state.step, steps
-    log = RunLog(
-        run.path,
-        offset=state.notes.get("log_bytes", 0),
-        step=state.step,
-        steps=steps,
-        batch=training.global_batch,
-        active=world.is_main,
-        loggers=training.loggers,
-        recipe=as_record(recipe),
-    )
+    log = _log(recipe, run, world, state, steps)
     for line in [*said, *loader.remarks]:
         log.say(line)
 
@@ -269,6 +247,19 @@ def _steps_alone(training: Training) -> int:
     return training.steps
 
 
+def _log(recipe: Recipe, run: RunFolder, world: World, state: TrainState, steps: int) -> RunLog:
+    return RunLog(
+        run.path,
+        offset=state.notes.get("log_bytes", 0),
+        step=state.step,
+        steps=steps,
+        batch=recipe.training.global_batch,
+        active=world.is_main,
+        loggers=recipe.training.loggers,
+        recipe=as_record(recipe),
+    )
+
+
 def _live(recipe: Recipe, job: Job, data: Sources, probe: Probe | None) -> LiveSignal | None:
     """The live signal, where the objective can be observed and the run is long enough."""
     training, signal = recipe.training, recipe.signal
@@ -278,6 +269,8 @@ def _live(recipe: Recipe, job: Job, data: Sources, probe: Probe | None) -> LiveS
         round_to=training.log_every_steps,
     )
     if every is None or not isinstance(job.state.objective, Observed):
+        return None
+    if not isinstance(data.train, ImageIndex):  # a stream holds no images to come back to
         return None
     return LiveSignal(
         FixedImages.choose(
@@ -344,89 +337,3 @@ def _resume(
         said.append(f"continuing from step {state.step}")
     state.notes |= {"identity": identity, "environment": now}
     return said
-
-
-def _export_all(
-    recipe: Recipe, run: RunFolder, data: Sources, objective: Objective, state: TrainState
-) -> None:
-    """``export/``: the last weights.  ``export-best/``, where there was validation: the best."""
-    notes = state.notes
-    # Taken before the best weights go through the same module.
-    last = Exported(name=recipe.name, weights=state.exported(), validation=notes.get("validation"))
-    if state.best is not None:
-        validation = {**notes["best"], "chosen": "best"}
-        best = Exported(name=f"{recipe.name}-best", weights=state.best, validation=validation)
-        _export(recipe, run.best, data, objective, state, best)
-    _export(recipe, run.export, data, objective, state, last)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exported:
-    """Weights that become a model folder."""
-
-    name: str
-    weights: dict[str, Tensor]
-    """Of the objective."""
-    validation: dict[str, Any] | None
-    """Epoch, step and scores, where there are any."""
-
-
-def _export(
-    recipe: Recipe,
-    folder: Path,
-    data: Sources,
-    objective: Objective,
-    state: TrainState,
-    what: Exported,
-) -> None:
-    state.objective.load_state_dict(what.weights)
-    made = objective.export()
-    facts = made.facts
-    teacher = TeacherRecord(**facts["teacher"]) if "teacher" in facts else None
-    licenses = {"code": "Apache-2.0", "weights": "not stated"}
-    if teacher:
-        lineage = {teacher.name: teacher.license, **teacher.ancestors}
-        licenses |= {f"{TEACHER} {name}": license_ for name, license_ in lineage.items()}
-    base = BaseRecord(**facts["base"]) if "base" in facts else None
-    if base:
-        licenses |= base.licenses
-    scores = []
-    if isinstance(objective, Validated) and what.validation:
-        scores = objective.scores(what.validation)
-    card = Card(
-        name=what.name,
-        method=recipe.method.name,
-        heads=recipe.student.heads,
-        last_trained_block=made.last_trained_block,
-        fresh_parameters=list(made.fresh),
-        weights="ema" if state.average else "raw",
-        relation_heads=facts.get("relation_heads"),
-        stride=facts.get("stride"),
-        teacher=teacher,
-        base=base,
-        recipe=as_record(recipe),
-        steps=what.validation["step"] if what.validation else state.step,
-        data_fingerprint=data.train.fingerprint,
-        code_version=code_version(),
-        environment=environment(),
-        scores=scores,
-        licenses=licenses,
-    )
-    save_model(folder, recipe.student, made.weights, card, labels=made.labels)
-
-
-def code_version() -> str:
-    return f"tinyzoo {importlib.metadata.version('tinyzoo')}"
-
-
-def environment(device: torch.device | None = None) -> dict[str, str]:
-    """What a number should be read beside.  device: that was used; CUDA where there is any."""
-    on_cuda = device.type == "cuda" if device else torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": importlib.metadata.version("timm"),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if on_cuda else "cpu",
-        "threads": str(torch.get_num_threads()),
-    }

@@ -24,7 +24,7 @@ from eval.segmentation.recipe import Segmentation
 from eval.segmentation.record import Network
 from eval.segmentation.score import guesses
 from pretrain.distributed import World
-from pretrain.launch import code_version, environment
+from pretrain.export import code_version, environment
 from pretrain.log import read_log
 from pretrain.recipe import as_record
 from pretrain.run import RunFolder

@@ -34,7 +34,7 @@ from eval.segmentation.record import Network, write_network
 from eval.segmentation.weights import backbone_weights, require_taken
 from pretrain.checkpoint import newest_valid, read_notes
 from pretrain.distributed import World, lost_rank
-from pretrain.launch import environment
+from pretrain.export import environment
 from pretrain.log import RunLog
 from pretrain.recipe import differences
 from pretrain.run import RunFolder, refuse_changes
