@@ -143,9 +143,12 @@ class RunFolder:
         The first rank to fail for a reason of its own has the word.  Where torchrun started the
         ranks anew after a failure that would come again, that failure is raised again at once.
         """
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        if again and (error := world.from_main(self.last_words())) and error.code in _LASTING:
-            raise error
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        # Only the machine that lost a rank counts this as a restart: ask all, or some would wait.
+        if any(world.gather(restarted)):
+            error = world.from_main(self.last_words())
+            if error and error.code in _LASTING:
+                raise error
         if world.is_main:
             self.exit.unlink(missing_ok=True)
         world.barrier()

@@ -64,6 +64,18 @@ def machines() -> Iterator[None]:
             shutil.rmtree(place, ignore_errors=True)
 
 
+_STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    yield
+    for process in _STARTED:
+        process.kill()  # its torchrun, and the ranks below that, go with it
+        process.communicate()
+    _STARTED.clear()
+
+
 def start(
     node: str, command: list[str], *options: str, private: Path | None = None
 ) -> subprocess.Popen[str]:
@@ -74,12 +86,14 @@ def start(
         prepare += f"mount -t tmpfs tmpfs {private}; "
     sh = ["sh", "-c", prepare + 'exec "$@"', "sh"]
     inside = ["unshare", "--uts", "--mount", *sh, sys.executable, "-m", "zoo"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         ["ip", "netns", "exec", node, *inside, *command, *both],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    _STARTED.append(process)
+    return process
 
 
 def both(command: Callable[[str], list[str]], *options: str) -> list[subprocess.Popen[str]]:
