@@ -6,6 +6,7 @@ manifest does.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretrain.optim import WeightAverage
-from zoo.errors import IntegrityError
+from zoo.errors import IntegrityError, UsageError
 from zoo.files import atomic_folder, atomic_json, require_space, sha256_of, sweep
 from zoo.tensors import read_tensors
 
@@ -52,6 +53,11 @@ class TrainState:
             files["best"] = self.best
         return files
 
+    @property
+    def size(self) -> int:
+        """Bytes of ``tensors()``."""
+        return sum(t.nbytes for tensors in self.tensors().values() for t in tensors.values())
+
     def exported(self) -> dict[str, Tensor]:
         """The objective's state as it would be exported now; a copy, on the CPU."""
         averages = self.average.averages if self.average else {}
@@ -59,14 +65,34 @@ class TrainState:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.items()}
 
     def load(self, files: Mapping[str, Mapping[str, Tensor]], step: int, notes: dict) -> None:
-        """Take over what ``tensors()`` gave, in place."""
+        """Take over what ``tensors()`` gave, in place.  Raises UsageError for another network's."""
+        _require_same_network(self.objective.state_dict(), files["model"], step)
         self.objective.load_state_dict(files["model"], strict=True)
         _load_optimizer(self.optimizer, files["optimizer"])
         if self.average:
+            # Where averaging was allowed to begin just now, it begins with the weights.
+            averages = files.get("average", files["model"])
             for name, tensor in self.average.averages.items():
-                tensor.copy_(files["average"][name])
+                tensor.copy_(averages[name])
         self.best = dict(files["best"]) if "best" in files else None
         self.step, self.notes = step, notes
+
+
+def _require_same_network(
+    now: Mapping[str, Tensor], saved: Mapping[str, Tensor], step: int
+) -> None:
+    shapes, earlier = ({n: tuple(t.shape) for n, t in d.items()} for d in (now, saved))
+    differing = [name for name in shapes | earlier if shapes.get(name) != earlier.get(name)]
+    if not differing:
+        return
+    name = differing[0]
+    raise UsageError(
+        f"the checkpoint is another network's: {len(differing)} of {len(shapes | earlier)} tensors "
+        "differ",
+        where=f"step-{step}: {name} is {earlier.get(name, 'missing')}, "
+        f"the recipe's is {shapes.get(name, 'missing')}",
+        fix="what shapes the network cannot change within a run: start anew (--out)",
+    )
 
 
 def _named_parameters(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
@@ -99,14 +125,13 @@ def save_checkpoint(folder: Path, state: TrainState, *, keep: int) -> Path:
     Raises DiskError; then nothing earlier is lost and no temporary stays.
     """
     files = state.tensors()
-    size = sum(t.nbytes for tensors in files.values() for t in tensors.values())
 
     def write(place: Path) -> None:
         for name, tensors in files.items():
             plain = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
             save_file(plain, place / f"{name}.safetensors")
 
-    return write_checkpoint(folder, state.step, state.notes, write, size=size, keep=keep)
+    return write_checkpoint(folder, state.step, state.notes, write, size=state.size, keep=keep)
 
 
 def write_checkpoint(
@@ -130,7 +155,10 @@ def write_checkpoint(
         atomic_json(temp / _STATE, {"step": step, "notes": notes})
         atomic_json(temp / _MANIFEST, _manifest(temp))
     for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
+        # Under a name that is swept: a kill while it goes leaves no half of a checkpoint.
+        going = old.with_name(f".tmp-{os.getpid()}-{old.name}")
+        old.rename(going)
+        shutil.rmtree(going)
     return final
 
 

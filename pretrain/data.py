@@ -23,11 +23,11 @@ from torchvision.transforms.v2 import functional as F
 
 from pretrain.augment import Augment
 from pretrain.bounds import Positive
-from pretrain.index import ImageIndex, open_index
+from pretrain.index import ImageIndex, open_index, shown
 from pretrain.objective import Batch
 from pretrain.remote import require_safe
 from pretrain.split import open_part
-from zoo.errors import DataError, UsageError, ZooError
+from zoo.errors import DataError, UsageError, ZooError, unexpected
 from zoo.images import read_image
 
 Transform = Callable[[np.ndarray], Tensor]
@@ -36,6 +36,8 @@ Transform = Callable[[np.ndarray], Tensor]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+FEW_BAD = 10
+"""So many unreadable images are no share of a data set, however small it is."""
 STREAM = "wds:"
 """How a source that is streamed begins."""
 
@@ -93,6 +95,8 @@ class Data:
     """Processes that decode, on each rank; 0 decodes in the training process."""
     max_bad: Count = field(default=100, metadata={"runtime": True})
     """Unreadable images after which the run stops."""
+    max_bad_share: Share = field(default=0.001, metadata={"runtime": True})
+    """Of the data set's images, which stops it too: the smaller of the two counts."""
 
     def __post_init__(self) -> None:
         """Raises UsageError, IntegrityError for a range or an address that is none."""
@@ -123,6 +127,13 @@ class Data:
         if self.augment is None:
             return self.crop(image_size)
         return self.augment.transform(image_size, scale=self.crop_scale, ratio=self.crop_ratio)
+
+    def most_bad(self, images: int | None) -> int:
+        """How many images of a data set of this size, where it is known, may be unreadable."""
+        if images is None:
+            return self.max_bad
+        # A thousandth of a small set is no image at all: it may have a few, as a large one has.
+        return min(self.max_bad, max(FEW_BAD, int(self.max_bad_share * images)))
 
     def crop(self, image_size: int) -> RandomCrop:
         """The sample transform of a recipe that brings none.  ``image_size`` in pixels."""
@@ -275,8 +286,12 @@ class Samples(Dataset):
                 return make_slot(chosen, pixels, drawn, self.transform, self.draws)
             except DataError as error:
                 bad.append((chosen, error.what))
+            except ZooError:
+                raise
+            except Exception as error:
+                raise sample_failed(error, shown(self.index.path(chosen))) from error
             chosen = int(np.random.default_rng(key).integers(len(self.index)))
-        raise too_many_bad(bad[-1][1], str(self.index.path(bad[-1][0])))
+        raise too_many_bad(bad[-1][1], shown(self.index.path(bad[-1][0])))
 
 
 class Slot(NamedTuple):
@@ -322,6 +337,15 @@ def make_batch(
         draws=torch.from_numpy(np.stack([slot.draws for slot in slots])),
         labels=None if labels is None else torch.from_numpy(labels),
         bad=tuple(bad),
+    )
+
+
+def sample_failed(error: Exception, where: str) -> ZooError:
+    """Of the transform: no fault of the file, as far as we know."""
+    return ZooError(
+        unexpected(error).what.replace("unexpected", "a sample could not be made"),
+        where=where,
+        fix="look at the recipe's transform, and at the file; the same command continues the run",
     )
 
 

@@ -98,10 +98,12 @@ def lost_rank(world: World) -> Iterator[None]:
     except RuntimeError as error:
         text = str(error)
         if world.size > 1 and any(word in text for word in _BROKEN):
+            lost = f"rank {1 - world.rank}" if world.size == 2 else "another rank"
             raise LostRankError(
-                "another rank died or stopped answering",
+                f"{lost} died or stopped answering",
                 where=f"rank {world.rank} of {world.size}: {text.splitlines()[0][:160]}",
-                fix="look at the other ranks' errors, then run the same command to continue",
+                fix="look at the other ranks' errors, then run the same command to continue; "
+                "training.rank_timeout_seconds is how long a rank may take",
             ) from error
         raise
 

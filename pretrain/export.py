@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.changes import read_changes
 from pretrain.checkpoint import TrainState
 from pretrain.index import ImageIndex
 from pretrain.objective import Objective, Validated
 from pretrain.recipe import Recipe, as_record
 from pretrain.run import RunFolder
 from pretrain.shards import ShardSet
-from zoo.card import TEACHER, BaseRecord, Card, TeacherRecord
+from zoo.card import TEACHER, BaseRecord, Card, ChangeRecord, TeacherRecord
 from zoo.folder import save_model
 
 
@@ -31,14 +32,14 @@ def export_all(
     recipe: Recipe, run: RunFolder, data: Sources, objective: Objective, state: TrainState
 ) -> None:
     """``export/``: the last weights.  ``export-best/``, where there was validation: the best."""
-    notes = state.notes
+    notes, changes = state.notes, read_changes(run.changes)
     # Taken before the best weights go through the same module.
     last = Exported(name=recipe.name, weights=state.exported(), validation=notes.get("validation"))
     if state.best is not None:
         validation = {**notes["best"], "chosen": "best"}
         best = Exported(name=f"{recipe.name}-best", weights=state.best, validation=validation)
-        _export(recipe, run.best, data, objective, state, best)
-    _export(recipe, run.export, data, objective, state, last)
+        _export(recipe, run.best, data, objective, state, best, changes)
+    _export(recipe, run.export, data, objective, state, last, changes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +60,7 @@ def _export(
     objective: Objective,
     state: TrainState,
     what: Exported,
+    changes: list[ChangeRecord],
 ) -> None:
     state.objective.load_state_dict(what.weights)
     made = objective.export()
@@ -86,6 +88,7 @@ def _export(
         teacher=teacher,
         base=base,
         recipe=as_record(recipe),
+        changes=changes,
         steps=what.validation["step"] if what.validation else state.step,
         data_fingerprint=data.train.fingerprint,
         code_version=code_version(),

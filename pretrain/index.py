@@ -131,7 +131,7 @@ def open_index(root: Path, *, reindex: bool = False) -> ImageIndex:
     if not root.is_dir():
         raise DataError(
             "the data set is not a folder" if root.exists() else "there is no such folder",
-            where=_shown(root),
+            where=shown(root),
             fix="check the path of the data source",
         )
     places = _cache_places(root)
@@ -238,7 +238,7 @@ def _walk(root: Path) -> ImageIndex:
     if not names:
         raise DataError(
             "the folder holds no image",
-            where=_shown(root),
+            where=shown(root),
             fix="images end in .jpg, .jpeg, .png or .webp and may lie at any depth",
         )
     files = ((folder.name, name, size) for folder in folders for name, size in folder.files)
@@ -270,7 +270,7 @@ def _folders(top: bytes) -> list[_Folder]:
         except OSError as error:
             raise DataError(
                 f"a folder of the data set cannot be read: {error.strerror}",
-                where=_shown(os.path.join(top, name)),
+                where=shown(os.path.join(top, name)),
                 fix="check its permissions",
             ) from error
         found.append(_Folder(name, status.st_mtime_ns, files))
@@ -295,5 +295,6 @@ def _listing(folder: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
     return sorted(files), sorted(inner)
 
 
-def _shown(path: Path | bytes) -> str:
+def shown(path: Path | bytes) -> str:
+    """A name as text that any file and terminal takes."""
     return os.fsencode(path).decode(errors="backslashreplace")  # a name need not be UTF-8

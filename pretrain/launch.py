@@ -2,23 +2,18 @@
 
 import contextlib
 import functools
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from pretrain.checkpoint import (
-    TrainState,
-    load_checkpoint,
-    newest_valid,
-    read_notes,
-    save_checkpoint,
-)
+from pretrain.changes import require_known
+from pretrain.checkpoint import TrainState, save_checkpoint
 from pretrain.data import STREAM, open_source, require_same_classes
 from pretrain.distributed import World, start_world
-from pretrain.export import Sources, environment, export_all
+from pretrain.export import Sources, code_version, environment, export_all
 from pretrain.index import ImageIndex
 from pretrain.live import FixedImages, LiveSignal, Probe
 from pretrain.loader import Loader
@@ -27,13 +22,14 @@ from pretrain.loggers import require_packages
 from pretrain.loop import Job, Training, train
 from pretrain.objective import Heldout, Objective, Observed, Validated
 from pretrain.optim import WeightAverage, build_optimizer
-from pretrain.recipe import Recipe, as_record, differences
-from pretrain.run import RunFolder, refuse_changes
+from pretrain.recipe import Recipe, as_record
+from pretrain.resume import Known, resume
+from pretrain.run import RunFolder, memory_errors
 from pretrain.shards import ShardSet, open_shards
 from pretrain.signals import StopSignals
 from pretrain.stream import BUFFER
 from pretrain.stream_loader import StreamLoader
-from zoo.errors import DataError, UsageError
+from zoo.errors import UsageError
 
 
 def pretrain(
@@ -43,14 +39,16 @@ def pretrain(
     reindex: bool = False,
     device: str = "auto",
     probe: Probe | None = None,
+    allow: Collection[str] | None = None,
 ) -> Path:
     """Run a recipe in the folder ``out``, or continue it there; returns the exported model folder.
 
     reindex: walk the whole data set again.  probe: what the live signal scores features with.
+    allow: fields that may differ from what the run began with; None where nobody can be asked.
     Raises any ZooError; its code is the exit code.
     """
-    with start_world(device) as world:
-        run_recipe(recipe, out, world, finish=export_all, reindex=reindex, probe=probe)
+    with start_world(device, timeout_seconds=recipe.training.rank_timeout_seconds) as world:
+        run_recipe(recipe, out, world, finish=export_all, reindex=reindex, probe=probe, allow=allow)
     return RunFolder(out).export
 
 
@@ -66,14 +64,16 @@ def run_recipe(
     finish: Finish,
     reindex: bool = False,
     probe: Probe | None = None,
+    allow: Collection[str] | None = None,
 ) -> None:
     """Run a recipe in a world that is there already, on each of its ranks.
 
-    reindex, probe, errors: as in ``pretrain``.
+    reindex, probe, allow, errors: as in ``pretrain``.
     """
     run = RunFolder(out)
     with run.hold() if world.is_main else contextlib.nullcontext():
-        _run(recipe, run, world, finish, reindex=reindex and world.is_main, probe=probe)
+        again = reindex and world.is_main
+        _run(recipe, run, world, finish, reindex=again, probe=probe, allow=allow)
 
 
 def _run(
@@ -84,20 +84,22 @@ def _run(
     *,
     reindex: bool,
     probe: Probe | None,
+    allow: Collection[str] | None,
 ) -> None:
-    with run.report_exit(world) as progress:
+    with run.report_exit(world) as progress, memory_errors(world, progress):
         run.require_shared(world)
         require_packages(recipe.training.loggers)
-        if world.is_main:
-            run.admit(recipe)
+        changed = run.admit(recipe, allow) if world.is_main else {}
         data = _open_data(recipe, world, reindex)
         objective = recipe.method.build(
             recipe.student, seed=recipe.training.seed, device=world.device
         )
         _open_heldout(recipe, objective, data, world)
         progress.state = state = _new_state(objective, recipe)
+        known = Known(changed=changed, identity=_identity(data, objective, world), allow=allow)
+        require_known(allow or (), as_record(recipe), known.identity)
         with StopSignals() as signals:
-            job = _job(recipe, run, world, data, objective, state, signals)
+            job = _job(recipe, run, world, data, objective, state, signals, known)
             try:
                 job.live = _live(recipe, job, data, probe)
                 train(objective, job)
@@ -175,14 +177,14 @@ def _job(
     objective: Objective,
     state: TrainState,
     signals: StopSignals,
+    known: Known,
 ) -> Job:
     training = recipe.training
     loader = _loader(recipe, world, data.train, objective)
     per_epoch = loader.steps_per_epoch or _steps_alone(training)
     steps = training.total_steps(per_epoch)
-    identity = _identity(data, objective, world)
-    _require_alike(identity, world)
-    said = _resume(run, world, state, identity, loader.facts)
+    known = replace(known, steps=steps, environment=environment() | loader.facts)
+    said = resume(recipe, run, world, state, known)
     loader.start_step, loader.stop_step = state.step, steps
     log = _log(recipe, run, world, state, steps)
     for line in [*said, *loader.remarks]:
@@ -207,7 +209,7 @@ def _job(
         signals=signals,
         save=save,
         describe=loader.describe,
-        max_bad=recipe.data.max_bad,
+        max_bad=recipe.data.most_bad(known.identity["images"]),
     )
 
 
@@ -294,46 +296,9 @@ def _identity(data: Sources, objective: Objective, world: World) -> dict[str, An
         "data_fingerprint": data.train.fingerprint,
         "images": train.samples if isinstance(train, ShardSet) else len(train),
         "ranks": world.size,
+        "code_version": code_version(),
         "facts": dict(objective.export().facts),
     }
     if data.validation:
         identity["validation_fingerprint"] = data.validation.fingerprint
     return identity
-
-
-def _require_alike(identity: dict[str, Any], world: World) -> None:
-    """Raise DataError, on every rank, unless all of them found the same data and teacher."""
-    found = world.gather((socket.gethostname(), identity))
-    for rank, (host, other) in enumerate(found):
-        if changed := differences(found[0][1], other):
-            raise DataError(
-                "the ranks do not see the same data or teacher: " + "; ".join(changed),
-                where=f"rank 0 on {found[0][0]}, rank {rank} on {host}",
-                fix="give every machine the same files",
-            )
-
-
-def _resume(
-    run: RunFolder,
-    world: World,
-    state: TrainState,
-    identity: dict[str, Any],
-    facts: dict[str, str],
-) -> list[str]:
-    """Continue from the newest valid checkpoint, if there is any; returns what to tell.
-
-    facts: what may change between two starts, and the bits of the weights with it.
-    """
-    said: list[str] = []
-    path = world.from_main(newest_valid(run.checkpoints, said.append) if world.is_main else None)
-    now = environment() | facts
-    if path is not None:
-        _, notes = read_notes(path)
-        refuse_changes(run.path, notes["identity"], identity)
-        load_checkpoint(path, state)
-        changed = differences(notes["environment"], now)
-        if changed:
-            said.append("bits may differ from those of an undisturbed run: " + "; ".join(changed))
-        said.append(f"continuing from step {state.step}")
-    state.notes |= {"identity": identity, "environment": now}
-    return said

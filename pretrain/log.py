@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretrain.loggers import JsonLines, LoggerName, Part, open_loggers
 from pretrain.objective import Batch
-from zoo.files import disk_errors
+from zoo.files import atomic_json, disk_errors
 
 # Fields that depend on the clock: everything else in a row is reproducible to the last bit.
 CLOCK_FIELDS = ("images_per_second", "seconds", "signal_seconds")
@@ -38,6 +38,8 @@ class Meters:
         self._earlier_steps: int = earlier["steps"]
         self._checksums: list[int] = [earlier["indices"]]
         """One a step, so that steps which did not happen after all can be taken back."""
+        self._samples: list[list[int]] = []
+        """Indices by step."""
 
     def add(
         self, names: tuple[str, ...], values: Tensor, bad: Tensor, batches: list[Batch]
@@ -51,6 +53,11 @@ class Meters:
         for batch in batches:
             checksum = zlib.crc32(batch.indices.numpy().tobytes(), checksum)
         self._checksums.append(checksum)
+        self._samples.append([i for batch in batches for i in batch.indices.tolist()])
+
+    def samples(self, back: int) -> list[int]:
+        """This rank's sample indices in the step so many steps back, 1 for the last one."""
+        return self._samples[-back]
 
     def as_notes(self, dropped_steps: int = 0) -> dict[str, Any]:
         """JSON that restores these sums; floats survive it exactly.  Waits for the device.
@@ -175,7 +182,8 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line to the reader, and to nobody's table."""
         if self.active:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            with disk_errors(Path("/dev/stderr")):
+                self.console.print(text, highlight=False, soft_wrap=True)
 
     def quarantine(self, batch: Batch, describe: Any) -> int:
         """Record images that could not be read; returns how many were new.
@@ -189,6 +197,12 @@ class RunLog:
             with disk_errors(self._bad_path), self._bad_path.open("a") as file:
                 file.write(line)
         return len(new)
+
+    def diverged(self, step: int, indices: list[list[int]], describe: Any) -> None:
+        """Keep the images, by rank, of the step whose loss or gradient is not finite."""
+        if self.active:
+            ranks = [{"indices": own, "files": [describe(i) for i in own]} for own in indices]
+            atomic_json(self._rows.path.with_name("diverged.json"), {"step": step, "ranks": ranks})
 
     def mark(self) -> int:
         """Bytes of the log so far, safely on disk."""

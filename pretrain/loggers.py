@@ -68,7 +68,8 @@ class JsonLines:
         return self.path.stat().st_size
 
     def close(self) -> None:
-        self._file.close()
+        with disk_errors(self.path):  # what could not be written is tried once more
+            self._file.close()
 
 
 def _keep_rows(file: BinaryIO, offset: int) -> None:
@@ -95,7 +96,8 @@ class TensorBoard:
                 self._board.add_scalar(f"{part}/{name}", value, step)
 
     def close(self) -> None:
-        self._board.close()
+        with disk_errors(self.path):
+            self._board.close()
 
 
 class WandB:

@@ -56,6 +56,8 @@ class Training:
     save_every_steps: Count = field(default=1000, metadata={"runtime": True})
     save_every_minutes: Positive | None = field(default=30.0, metadata={"runtime": True})
     keep_checkpoints: Annotated[int, Field(ge=2)] = field(default=2, metadata={"runtime": True})
+    rank_timeout_seconds: Positive = field(default=600.0, metadata={"runtime": True})
+    """How long ranks wait for one that does not answer before the run ends."""
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.steps or max(1, round(self.epochs * steps_per_epoch))
@@ -303,10 +305,12 @@ def _stop_if_diverged(guard: FiniteGuard, meters: Meters, job: Job) -> None:
     guard.restore()
     job.state.step = bad_step
     job.state.notes["meters"] = meters.as_notes(dropped_steps=dropped)
+    job.log.diverged(bad_step + 1, job.world.gather(meters.samples(dropped)), job.describe)
     job.save()
     raise DivergedError(
         "a loss or a gradient is not finite",
-        where=f"step {bad_step + 1}; the state before it is saved as checkpoints/step-{bad_step}",
+        where=f"step {bad_step + 1}; the state before it is saved as checkpoints/step-{bad_step}, "
+        "its images are listed in diverged.json",
         fix="lower the learning rate (training.optim.lr_per_256) or set training.optim.clip_norm",
     )
 
@@ -348,7 +352,8 @@ class Watch:
             raise DataError(
                 f"{self._bad_images} images could not be read; the limit is {job.max_bad}",
                 where="the run folder's quarantine.jsonl lists them",
-                fix="raise data.max_bad to continue, or repair them and start anew (--out)",
+                fix="raise data.max_bad and data.max_bad_share to continue, or repair them and "
+                "start anew (--out)",
             )
         if self._stop and not job.done:
             raise PreemptedError(

@@ -1,16 +1,20 @@
 """Several ranks, on this machine or on several: torchrun as a child, and its true exit code."""
 
+import contextlib
 import functools
+import json
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pretrain.distributed import die_with_parent
 from pretrain.run import RunFolder
-from zoo.errors import LostRankError, UsageError
+from zoo.errors import Exit, LostRankError, UsageError, ZooError
+from zoo.files import atomic_json
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _OURS = ("--nproc", "--nodes", "--rendezvous", "--restarts")
@@ -56,6 +60,7 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
     if ranks.nodes == 1:
         with run.hold():  # a folder in use is refused at once, and in our own words
             run.exit.unlink(missing_ok=True)
+            run.failures.unlink(missing_ok=True)
     threads = max(1, (os.cpu_count() or 1) // ranks.nproc)
     child = subprocess.Popen(
         [*_torchrun(ranks, run), "-m", "--", "zoo", *_for_ranks(words)],
@@ -79,15 +84,19 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
             signal.signal(number, handler)
     if code == 0:
         return
-    raise run.last_words() or LostRankError(
-        f"the ranks ended with code {code} before they could say why",
-        where=str(folder),
-        fix="look for what ended them above; the same command continues",
-    )
+    error = _reason(run, ranks, code)
+    if error.code == Exit.LOST_RANK and ranks.nodes == 1:
+        with contextlib.suppress(ZooError):  # a full disk must not hide it
+            atomic_json(run.exit, {**_read(run.exit), **error.as_dict()})
+    raise error
 
 
 def _torchrun(ranks: Ranks, run: RunFolder) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run"]
+    command = [sys.executable, "-m"]
+    if ranks.nodes == 1:
+        command += ["pretrain.agent", str(run.failures.absolute())]
+    else:  # torchrun knows of this machine's ranks alone
+        command += ["torch.distributed.run"]
     command += ["--nproc-per-node", str(ranks.nproc), "--max-restarts", str(ranks.restarts)]
     command += ["--signals-to-handle", ",".join(number.name for number in _SIGNALS)]
     if ranks.rendezvous is None:
@@ -105,3 +114,50 @@ def _for_ranks(words: list[str]) -> list[str]:
             kept.append(word)
         skip = not skip and word in _OURS
     return kept
+
+
+def _reason(run: RunFolder, ranks: Ranks, code: int) -> ZooError:
+    """What the ranks said; where they only lost one another, which of them was the first."""
+    said = run.last_words()
+    if said and said.code != Exit.LOST_RANK:
+        return said
+    hung = said is not None and "timed out" in said.where.lower()
+    what = _first_to_fail(_read(run.failures), ranks.nproc, hung) if ranks.nodes == 1 else ""
+    if said and not what:
+        return said
+    return LostRankError(
+        what or f"the ranks ended with code {code} before they could say why",
+        where=said.where if said else str(run.path),
+        fix="look for what ended it above (SIGKILL is mostly memory); the same command continues",
+    )
+
+
+def _first_to_fail(failures: dict[str, Any], nproc: int, hung: bool) -> str:
+    """failures: exit code and time of each rank that failed, as ``pretrain/agent.py`` left them.
+
+    hung: whether the others waited for it in vain; torchrun itself then ended it by SIGKILL.
+    """
+    silent = [str(rank) for rank in range(nproc) if str(rank) not in failures]
+    # SIGTERM is how torchrun ends the others: it tells where there is nothing better.
+    for followed in ((Exit.LOST_RANK, -signal.SIGTERM), (Exit.LOST_RANK,)):
+        own = {rank: f for rank, f in failures.items() if f["code"] not in followed}
+        if own or silent:
+            break
+    if own:
+        rank = min(own, key=lambda rank: (own[rank]["time"], int(rank)))
+        code = own[rank]["code"]
+        if hung and code == -signal.SIGKILL:
+            return f"rank {rank} stopped answering"
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return f"rank {rank} {how}"
+    if not failures or not silent:
+        return ""
+    who = f"rank {silent[0]}" if len(silent) == 1 else f"one of ranks {', '.join(silent)}"
+    return f"{who} left early or stopped answering"
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        return json.loads(place.read_bytes())
+    except (OSError, ValueError):
+        return {}

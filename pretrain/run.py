@@ -5,22 +5,25 @@
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from filelock import FileLock, Timeout
 
+from pretrain.changes import Changed, keep_changes, refuse_changes
 from pretrain.distributed import World
-from pretrain.recipe import as_record, differences
-from zoo.errors import Exit, IntegrityError, UsageError, ZooError
+from pretrain.recipe import as_record
+from zoo.errors import Exit, IntegrityError, UsageError, ZooError, unexpected
 from zoo.files import atomic_json, disk_errors, process_alive, sweep
 
 _SHARED_SECONDS = 10.0
@@ -52,8 +55,21 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def changes(self) -> Path:
+        return self.path / "changes.json"
+
+    @property
     def exit(self) -> Path:
         return self.path / "exit.json"
+
+    @property
+    def failures(self) -> Path:
+        """Of ranks, as torchrun saw them."""
+        return self.path / "failed-ranks.json"
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -66,15 +82,16 @@ class RunFolder:
             sweep(self.path)
         owner = self.path / "owner.json"
         lock = FileLock(self.path / ".lock")
-        try:
-            # Loader workers of a killed run hold the lock for the moment it takes them to die.
-            lock.acquire(timeout=0 if _alive(owner) else 10)
-        except Timeout as error:
-            raise UsageError(
-                f"another run is at work in this folder: {_describe(owner)}",
-                where=str(self.path),
-                fix="wait for it, stop it, or choose another folder with --out",
-            ) from error
+        with disk_errors(self.path):
+            try:
+                # Loader workers of a killed run hold the lock for the moment they take to die.
+                lock.acquire(timeout=0 if _alive(owner) else 10)
+            except Timeout as error:
+                raise UsageError(
+                    f"another run is at work in this folder: {_describe(owner)}",
+                    where=str(self.path),
+                    fix="wait for it, stop it, or choose another folder with --out",
+                ) from error
         try:
             atomic_json(
                 owner,
@@ -104,6 +121,14 @@ class RunFolder:
 
     def _make(self) -> None:
         try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                "the name of the run's folder is no UTF-8, and TensorBoard writes to none such",
+                where=os.fsencode(self.path).decode(errors="backslashreplace"),
+                fix="choose another folder with --out",
+            ) from error
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(
@@ -112,12 +137,16 @@ class RunFolder:
                 fix="choose another folder with --out",
             ) from error
 
-    def admit(self, recipe: Any) -> None:
+    def admit(self, recipe: Any, allow: Collection[str] | None = None) -> Changed:
         """Record a recipe, of any kind, or refuse one that differs from what the folder began with.
 
         Where nothing was saved there is nothing to continue: a start that failed over a mistyped
         override does not stand in the way of the right one.
+
+        allow: fields that may differ.  Returns those that do: such a recipe is not recorded before
+        ``accept``, when it is known to work.
         """
+        changed: Changed = {}
         place = self.path / "recipe.json"
         now = as_record(recipe)
         if place.exists() and any(self.checkpoints.glob("step-*")):
@@ -131,10 +160,19 @@ class RunFolder:
                 )
             # A field that is younger than the run, and null, changes nothing of it.
             earlier = {**dict.fromkeys(now), **earlier}
-            refuse_changes(
-                self.path, *({k: v for k, v in r.items() if k not in free} for r in (earlier, now))
-            )
-        atomic_json(place, now)
+            before, after = ({k: v for k, v in r.items() if k not in free} for r in (earlier, now))
+            changed = refuse_changes(self.path, before, after, allow)
+        if not changed:
+            atomic_json(place, now)
+        return changed
+
+    def accept(self, recipe: Any, changed: Changed, step: int) -> None:
+        """Write down what was allowed to change after ``step``, and then the recipe."""
+        new = keep_changes(self.changes, changed, step)
+        if new and "data_fingerprint" in changed and self.quarantine.exists():
+            # It numbers the images of the data set as it was.
+            self.quarantine.rename(self.path / f"quarantine-before-step-{step}.jsonl")
+        atomic_json(self.path / "recipe.json", as_record(recipe))
 
     @contextlib.contextmanager
     def report_exit(self, world: World) -> Iterator["Progress"]:
@@ -202,23 +240,42 @@ class Progress:
         return self.state.step if self.state else None
 
 
-def refuse_changes(place: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UsageError that names what differs between two records."""
-    changed = differences(earlier, now)
-    if changed:
-        raise UsageError(
-            "this folder's run began otherwise: " + "; ".join(changed),
-            where=str(place),
-            fix="give the same recipe, data and ranks to continue, or another folder with --out",
-        )
+_NO_MEMORY = "can't allocate memory"
+"""What torch says of the host's."""
+
+
+@contextlib.contextmanager
+def memory_errors(world: World, progress: Progress) -> Iterator[None]:
+    """Turn "out of memory", of the host or a device, into a ZooError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        host = getattr(error, "errno", None) == errno.ENOMEM or _NO_MEMORY in str(error)
+        if isinstance(error, ZooError) or not (known or host):
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        place = f"rank {world.rank} of {world.size}, {world.device}"
+        raise ZooError(
+            f"out of memory: {lines[0].rpartition('Allocator: ')[2]}",
+            where=f"{place}, after step {progress.step}" if progress.step else place,
+            fix="lower training.rank_batch (--allow-change training.rank_batch continues this run; "
+            "global_batch stays what it is), student.image_size, or on the host data.workers; "
+            "the checkpoints are intact",
+        ) from error
 
 
 def _outcome(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ZooError):
         return error.as_dict()
     if isinstance(error, KeyboardInterrupt):
-        return {"code": int(Exit.INTERRUPTED), "error": "interrupted with nothing to save"}
-    return {"code": int(Exit.BUG), "error": "".join(traceback.format_exception(error))}
+        return {
+            "code": int(Exit.INTERRUPTED),
+            "error": "interrupted with nothing to save",
+            "where": "before the first step, or after the last",
+            "fix": "run the same command again",
+        }
+    return {**unexpected(error).as_dict(), "traceback": traceback.format_exception(error)}
 
 
 def _alive(owner: Path) -> bool:

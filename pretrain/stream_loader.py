@@ -15,6 +15,7 @@ from pretrain.data import (
     generators_kept,
     make_batch,
     make_slot,
+    sample_failed,
     too_many_bad,
 )
 from pretrain.loader import answers
@@ -96,7 +97,12 @@ class StreamSamples(Dataset):
                 bad[entry.index] = why, where
                 continue
             key = (self.deal.seed, entry.epoch, entry.index, attempt)
-            slot = make_slot(entry.index, pixels, key, self.transform, self.draws)
+            try:
+                slot = make_slot(entry.index, pixels, key, self.transform, self.draws)
+            except ZooError:
+                raise
+            except Exception as error:
+                raise sample_failed(error, cursor.reader.where(entry)) from error
             return slot, cursor.reader.label(entry) if self.data.labelled else -1
         raise too_many_bad(why, where)
 

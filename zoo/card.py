@@ -99,6 +99,20 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ChangeRecord:
+    """What somebody allowed to change in the middle of a run."""
+
+    __pydantic_config__ = _STRICT
+
+    step: int
+    """Optimizer steps taken before it."""
+    field: str
+    """Of the recipe, or of what else must stay: data, ranks, teacher, code."""
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
     """The record of a model folder (``zoo.json``)."""
 
@@ -127,6 +141,8 @@ class Card:
     """Of imported weights: the file's name, sha256 and format, and what else its format tells."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """The recipe as resolved."""
+    changes: list[ChangeRecord] = field(default_factory=list)
+    """Of it and of the data, during the run; the recipe is the last one."""
     steps: int = 0
     """Optimizer steps taken."""
     data_fingerprint: str = ""

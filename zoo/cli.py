@@ -10,13 +10,13 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 from zoo import eval_verbs, verbs
-from zoo.errors import Exit, UsageError, ZooError
-from zoo.options import Debug, Json, aligned, answer
+from zoo.errors import Exit, UsageError, ZooError, unexpected
+from zoo.options import AllowChange, Debug, Json, aligned, answer
 
 app = typer.Typer(
     name="zoo",
@@ -54,6 +54,7 @@ def pretrain(
         int, typer.Option(min=0, help="How often a lost rank may restart them all.")
     ] = 0,
     reindex: Annotated[bool, typer.Option(help="Walk the whole data set again.")] = False,
+    allow_change: AllowChange = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     json_: Json = False,
     debug: Debug = False,
@@ -62,15 +63,10 @@ def pretrain(
 
     The same command continues it.
     """
-    from pretrain.recipe import as_record, find_recipe, list_recipes, named_overrides, summaries
+    from pretrain.recipe import as_record, find_recipe, list_recipes
 
-    if list_ and recipe:
-        named = named_overrides(recipe)
-        rows = {key: f"{n.figure}  {' '.join(n.overrides)}".strip() for key, n in named.items()}
-        answer({k: asdict(n) for k, n in named.items()} if json_ else aligned(rows), json_)
-        return
     if list_:
-        answer(summaries() if json_ else aligned(summaries()), json_)
+        _list_recipes(recipe, json_)
         return
     if not recipe:
         raise UsageError(
@@ -91,9 +87,22 @@ def pretrain(
         from eval.live_probe import probe
         from pretrain.launch import pretrain as run
 
-        export = run(resolved, folder, reindex=reindex, device=device, probe=probe)
+        allow = allow_change or []
+        export = run(resolved, folder, reindex=reindex, device=device, probe=probe, allow=allow)
         if int(os.environ.get("RANK", "0")) == 0:
             answer({"export": str(export)} if json_ else f"model folder: {export}", json_)
+
+
+def _list_recipes(recipe: str, json_: bool) -> None:
+    """All of them; or of one, its named overrides."""
+    from pretrain.recipe import named_overrides, summaries
+
+    if not recipe:
+        answer(summaries() if json_ else aligned(summaries()), json_)
+        return
+    named = named_overrides(recipe)
+    rows = {key: f"{n.figure}  {' '.join(n.overrides)}".strip() for key, n in named.items()}
+    answer({k: asdict(n) for k, n in named.items()} if json_ else aligned(rows), json_)
 
 
 @data_app.command("pack")
@@ -154,11 +163,15 @@ def _explain(error: Exception, words: list[str]) -> int:
     if "--debug" in words:
         traceback.print_exception(error)
     if not isinstance(error, ZooError):
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        error = ZooError(
-            f"unexpected: {what}", where="a bug in tinyzoo", fix="repeat with --debug and report it"
-        )
+        error = unexpected(error)
     if "--json" in words:
-        print(json.dumps(error.as_dict()))
-    print(f"error: {error}", file=sys.stderr)
+        _say(json.dumps(error.as_dict()), sys.stdout)
+    _say(f"error: {error}", sys.stderr)
     return int(error.code)
+
+
+def _say(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:  # it goes to a file, on the disk that is full: the exit code still tells
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

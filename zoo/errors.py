@@ -56,6 +56,14 @@ def _rebuild(kind: type[ZooError], what: str, where: str, fix: str) -> ZooError:
     return kind(what, where=where, fix=fix)
 
 
+def unexpected(error: BaseException) -> ZooError:
+    """What is told of an error that nobody foresaw."""
+    first = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ZooError(
+        f"unexpected: {first}", where="a bug in tinyzoo", fix="repeat with --debug and report it"
+    )
+
+
 class UsageError(ZooError):
     """A wrong option, recipe or combination of them."""
 

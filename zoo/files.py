@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from zoo.errors import DiskError, IntegrityError
+from zoo.errors import DiskError, IntegrityError, ZooError
 
 _TEMP = re.compile(r"^\.tmp-(\d+)-(.+)")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -34,9 +34,12 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turn "no space" and "not writable", in any library's words, into DiskError (exit 6)."""
     try:
         yield
+    except ZooError:
+        raise
     except Exception as error:
         number = getattr(error, "errno", None)
-        if number in _NO_SPACE or _NO_SPACE_TEXT.search(str(error)):
+        # Only where there is no number: the text may hold a path of any name.
+        if number in _NO_SPACE or (number is None and _NO_SPACE_TEXT.search(str(error))):
             raise DiskError(
                 f"no space left: {_room(path, needed)}",
                 where=str(path),
@@ -99,7 +102,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 def atomic_json(path: Path, value: Any) -> None:
     """``atomic_write`` of indented JSON; NaN and infinity are refused (they are not JSON)."""
-    atomic_write(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    # A file name that is no UTF-8 comes as lone surrogates: JSON's escape is Python's.
+    atomic_write(path, text.encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

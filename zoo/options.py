@@ -1,4 +1,4 @@
-"""What all verbs share: two options, and how an answer is printed."""
+"""What verbs share: some options, and how an answer is printed."""
 
 import json
 import sys
@@ -7,6 +7,10 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FIELD", help="Continue although this differs; may be repeated."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

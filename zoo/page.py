@@ -232,6 +232,10 @@ def _how_it_was_made(card: Card) -> str:
         "device": card.environment.get("device"),
     }
     lines = [f"- {key}: {value}" for key, value in facts.items() if value]
+    lines += [
+        f"- changed at step {change.step:,}: {change.field}, {change.before!r} → {change.after!r}"
+        for change in card.changes
+    ]
     return "## How it was made\n\n" + "\n".join(lines) if lines else ""
 
 

@@ -32,12 +32,13 @@ from eval.segmentation.plan import Task
 from eval.segmentation.recipe import Segmentation
 from eval.segmentation.record import Network, write_network
 from eval.segmentation.weights import backbone_weights, require_taken
+from pretrain.changes import refuse_changes
 from pretrain.checkpoint import newest_valid, read_notes
 from pretrain.distributed import World, lost_rank
 from pretrain.export import environment
 from pretrain.log import RunLog
 from pretrain.recipe import differences
-from pretrain.run import RunFolder, refuse_changes
+from pretrain.run import RunFolder
 from pretrain.signals import StopSignals
 from zoo.errors import DataError, IntegrityError, UsageError
 from zoo.files import disk_errors

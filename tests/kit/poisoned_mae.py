@@ -1,5 +1,8 @@
-"""A recipe whose loss or gradient is not a number for one image on one rank, or that raises."""
+"""A recipe that fails in a chosen way when one rank meets one image."""
 
+import os
+import signal
+import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,7 +27,9 @@ class PoisonedMAE:
 
     sample: int = -1
     rank: int = 1
-    where: Literal["loss", "gradient", "raise"] = "loss"
+    where: Literal[
+        "loss", "gradient", "raise", "bug", "memory", "kill", "leave", "hang", "stop"
+    ] = "loss"
 
     def build(self, student: ViTConfig, *, seed: int, device: torch.device) -> "Poisoned":
         method = MAE(decoder_width=24, decoder_depth=1, decoder_heads=3)
@@ -41,12 +46,27 @@ class Poisoned(MaskedAutoencoder):
         rank = dist.get_rank() if dist.is_initialized() else 0
         if rank != self.poison.rank or not (batch.indices == self.poison.sample).any():
             return {"total": total}
-        if self.poison.where == "raise":
-            raise DataError("a poisoned image")
         if self.poison.where == "loss":
             return {"total": total * torch.nan}
+        if self.poison.where != "gradient":
+            fail(self.poison.where)
         # The root of zero is zero, and its slope there is infinite.
         return {"total": total + torch.sqrt(0 * self.decoder.mask_token.sum())}
+
+
+def fail(how: str) -> None:
+    """End this process, or its part in the run."""
+    if how == "raise":
+        raise DataError("a poisoned image", where="image 0", fix="give another one")
+    if how == "bug":
+        raise KeyError("a bug")
+    if how == "memory":
+        torch.empty(1 << 50, dtype=torch.uint8)
+    if how == "leave":
+        os._exit(0)
+    if how == "hang":
+        time.sleep(3600)
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
 
 
 def poisoned_mae() -> Recipe:

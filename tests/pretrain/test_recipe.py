@@ -199,9 +199,11 @@ def test_record_is_json_and_leaves_out_what_may_change(name: str) -> None:
     assert free == {
         "data.workers",
         "data.max_bad",
+        "data.max_bad_share",
         "training.save_every_steps",
         "training.save_every_minutes",
         "training.keep_checkpoints",
+        "training.rank_timeout_seconds",
         "training.loggers",
         "signal.every_steps",
         "signal.images",
