@@ -57,6 +57,15 @@ def token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return file
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests of many trials have counted, a line each."""
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties:
+            if name == "figures" and report.when == "call":
+                place = report.nodeid.rpartition("::")[2]
+                terminalreporter.write_line(f"{place}: {line} ({report.duration:.0f} s)")
+
+
 @pytest.fixture
 def full_disk() -> Iterator[int]:
     """No file may grow beyond this many bytes."""

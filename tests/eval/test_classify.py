@@ -12,6 +12,7 @@ import timm
 import torch
 from classifiers import SHARD, make_classifier, make_val, rows, small_shards
 from evalsets import picture, write_tree
+from faults import assert_error
 from PIL import Image
 from runs import run, zoo
 from safetensors.torch import load_file, save_file
@@ -201,6 +202,7 @@ def test_images_that_cannot_be_read_stop_it_with_the_list(
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(DataError, match="3 of 30 images cannot be read") as stopped:
         score([model], val, tmp_path / "out")
+    assert_error(stopped.value, 3, what="3 of 30", where=str(bad[0]), fix="repair them")
     assert all(str(file) in stopped.value.where for file in bad)
     assert not list((tmp_path / "out").glob("*.json"))
 

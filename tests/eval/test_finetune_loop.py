@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
+from faults import assert_error
 from models import make_model
 from photos import make_photos
 from runs import TINY, TINY_FINETUNE, TINY_MAE, Run, bits_of, last_words, run, words, zoo
@@ -213,10 +214,19 @@ def test_classes_that_differ_are_refused_by_name(photos: Path, tmp_path: Path) -
     assert "bee, bug" in said["where"]
 
 
+def test_labels_beyond_the_classifier_end_before_the_first_step(
+    photos: Path, heldout: Path, tmp_path: Path
+) -> None:
+    assert zoo(command(photos, heldout, tmp_path / "run", {"method.classes": "2"})) == 2
+    told, what = last_words(tmp_path / "run"), "3 class folders for a classifier of 2"
+    fix = "set method.classes=3, or give the data it is meant for"
+    assert_error(told, 2, what=what, where=str(photos), fix=fix)
+    assert told["step"] is None
+
+
 @pytest.mark.parametrize(
     ("settings", "code", "said"),
     [
-        ({"method.classes": "4"}, 2, "3 class folders for a classifier of 4"),
         ({"training.rank_batch": "1"}, 2, "Mixup pairs"),
         ({"data.validation": "null"}, 2, "needs images for validation"),
         ({"data.augment.policy": "rand-x9"}, 2, "timm knows no RandAugment"),

@@ -65,6 +65,10 @@ TINY_MAE = {
 }
 
 
+LONG = {**TINY_MAE, "training.steps": "100000", "training.save_every_steps": "100000"}
+"""Long enough to be met at work; small enough to save at once."""
+
+
 POISONED = str(Path(__file__).parent / "poisoned_mae.py")
 """The recipe whose loss or gradient is not a number for one image."""
 
@@ -189,6 +193,15 @@ def with_variables(values: Mapping[str, str]) -> Callable[[], None]:
 
 def _set_variables(values: dict[str, str]) -> None:
     os.environ.update(values)
+
+
+def wait_for_row(out: Path, started: Run, rows: int = 1) -> None:
+    """Until the run has logged so much."""
+    deadline = time.monotonic() + 60
+    while not (out / "log.jsonl").exists() or len(read_log(out / "log.jsonl")) < rows:
+        assert started.running
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def zoo(command: list[str]) -> int:

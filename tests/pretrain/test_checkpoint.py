@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faults import Record, tell
 from runs import TINY_MAE, last_words, outcome, run, words, zoo
 
 from pretrain.checkpoint import newest_valid
@@ -80,19 +81,58 @@ def test_damaged_newest_is_said_aloud_and_made_again(
     assert newest_valid(out / "checkpoints", pytest.fail) == out / "checkpoints" / "step-6"
 
 
-def test_every_flipped_bit_is_found(out: Path) -> None:
-    rng = random.Random(0)
-    files = sorted((out / "checkpoints" / "step-6").iterdir())
-    for _ in range(150):
-        path = rng.choice(files)
+def damage_found(out: Path, *, flips: int, cuts: int) -> str:
+    """Flip a bit, or cut the end off, anywhere in any file of a checkpoint."""
+    rng = random.Random(flips)
+    names = sorted(path.name for path in (out / "checkpoints" / "step-6").iterdir())
+    assert names == sorted([*FILES, "manifest.json"])
+    found = dict.fromkeys(names, 0)
+    for number in range(flips + cuts):
+        path = out / "checkpoints" / "step-6" / rng.choice(names)
         data = path.read_bytes()
         place = rng.randrange(len(data))
-        path.write_bytes(
-            data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
-        )
-        found = newest_valid(out / "checkpoints", lambda _: None)
+        flipped = bytes([data[place] ^ 1 << rng.randrange(8)])
+        path.write_bytes(data[:place] + (flipped + data[place + 1 :] if number < flips else b""))
+        newest = newest_valid(out / "checkpoints", lambda _: None)
         path.write_bytes(data)
-        assert found == out / "checkpoints" / "step-4", (path.name, place)
+        assert newest == out / "checkpoints" / "step-4", (path.name, place)
+        found[path.name] += 1
+    assert newest_valid(out / "checkpoints", pytest.fail) == out / "checkpoints" / "step-6"
+    each = ", ".join(f"{count} in {name}" for name, count in found.items())
+    return f"{flips} of {flips} flipped bits and {cuts} of {cuts} truncations found: {each}"
+
+
+def test_every_flipped_bit_and_every_cut_is_found(out: Path) -> None:
+    damage_found(out, flips=120, cuts=30)
+
+
+@pytest.mark.slow
+def test_a_thousand_flipped_bits_are_found(out: Path, record_property: Record) -> None:
+    tell(record_property, damage_found(out, flips=1000, cuts=200))
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_another_name_of_a_file_is_damage(out: Path, name: str) -> None:
+    checkpoint = out / "checkpoints" / "step-6"
+    for place in range(len(name)):
+        other = name[:place] + chr(ord(name[place]) ^ 1) + name[place + 1 :]
+        if "/" in other:
+            continue  # no name at all
+        (checkpoint / name).rename(checkpoint / other)
+        assert newest_valid(out / "checkpoints", lambda _: None) == out / "checkpoints" / "step-4"
+        (checkpoint / other).rename(checkpoint / name)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_file_too_many_is_damage(out: Path, kind: str) -> None:
+    extra = out / "checkpoints" / "step-6" / "more.safetensors"
+    if kind == "file":
+        extra.write_bytes(b"")
+    elif kind == "folder":
+        extra.mkdir()
+    else:
+        extra.symlink_to(out / "nowhere")
+    assert newest_valid(out / "checkpoints", lambda _: None) == out / "checkpoints" / "step-4"
 
 
 @pytest.mark.parametrize(

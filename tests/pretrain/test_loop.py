@@ -1,19 +1,20 @@
 """The loop: what is not finite stops every rank, and how a step is divided changes nothing."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from faults import assert_error, problems_of
 from models import make_model
 from photos import make_photos
-from runs import POISONED, TINY, TINY_MAE, last_words, outcome, run, words, zoo
+from runs import POISONED, TINY, TINY_MAE, Run, last_words, outcome, run, words, zoo
 from safetensors.torch import load_file
 
 from pretrain.data import Order
 from pretrain.index import open_index
 from pretrain.log import read_log
+from zoo.errors import Exit
 
 PLAIN = {k: v for k, v in TINY.items() if not k.startswith("student.")}
 
@@ -50,9 +51,13 @@ def test_nan_on_one_rank_stops_all_with_the_last_good_state(
     poison = {"method.sample": str(met_in_step(2, rank=1))}
     out = tmp_path / "run"
     assert run(words(POISONED, photos, out, {**settings, **poison}), ranks=2) == [7, 7]
-    left = last_words(out)
-    assert (left["code"], left["step"]) == (7, 2)
-    assert "step-2" in left["where"]
+    left, where = last_words(out), "step 3; the state before it is saved as checkpoints/step-2"
+    assert_error(left, Exit.DIVERGED, what="not finite", where=where, fix="lower the learning rate")
+    assert left["step"] == 2
+    batch = json.loads((out / "diverged.json").read_bytes())
+    assert batch["step"] == 3
+    assert [len(rank["indices"]) for rank in batch["ranks"]] == [4, 4]
+    assert int(poison["method.sample"]) in batch["ranks"][1]["indices"]
     assert [row["step"] for row in read_log(out / "log.jsonl")] == [2]
     assert "NaN" not in (out / "log.jsonl").read_text()
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-2"]
@@ -227,9 +232,9 @@ def test_too_many_damaged_images_stop_the_run_until_more_are_allowed(
     settings = {**TINY_MAE, "training.save_every_steps": "1000"}
     strict = words("mae-vit-t", damaged, out, {**settings, "data.max_bad": "1"})
     assert run(strict, ranks=ranks) == [3] * ranks
-    left = last_words(out)
-    assert left["code"] == 3
-    assert "limit is 1" in left["error"]
+    left, where = last_words(out), "quarantine.jsonl lists them"
+    what, fix = "2 images could not be read; the limit is 1", "raise data.max_bad"
+    assert_error(left, Exit.DATA, what=what, where=where, fix=fix)
     assert len(quarantined(out)) == 2
     assert (out / "checkpoints" / f"step-{left['step']}").is_dir()
     lenient = words("mae-vit-t", damaged, out, {**settings, "data.max_bad": "2"})
@@ -245,9 +250,31 @@ def test_rank_that_fails_alone_has_the_word(photos: Path, tmp_path: Path) -> Non
     codes = run(words(POISONED, photos, out, settings), ranks=2)
     assert codes == [8, 3]
     left = last_words(out)
-    assert (left["code"], left["rank"]) == (3, 1)
-    assert "poisoned" in left["error"]
-    shutil.rmtree(out)
+    assert_error(left, Exit.DATA, what="a poisoned image", where="image 0", fix="another one")
+    assert left["rank"] == 1
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("how", ["kill", "leave", "hang", "stop"])
+def test_a_rank_that_is_lost_is_named(photos: Path, tmp_path: Path, how: str, lost: int) -> None:
+    out = tmp_path / "run"
+    settings = {
+        **PLAIN,
+        "method.sample": str(met_in_step(2, rank=lost)),
+        "method.rank": str(lost),
+        "method.where": how,
+        "training.rank_timeout_seconds": "2",
+    }
+    started = Run(words(POISONED, photos, out, settings), ranks=2)
+    other = started.processes[1 - lost]
+    other.join(60)
+    assert other.exitcode == 8
+    what, where = f"rank {lost} died or stopped answering", f"rank {1 - lost} of 2: "
+    told = last_words(out)
+    assert_error(told, Exit.LOST_RANK, what=what, where=where, fix="the same command to continue")
+    assert (told["rank"], told["step"]) == (1 - lost, 2)
+    started.kill(rank=lost)  # torchrun's part, where it still stands
+    assert problems_of(out / "checkpoints") == []
 
 
 def test_index_of_the_photos_is_what_the_tests_count_on(photos: Path) -> None:

@@ -1,5 +1,6 @@
 """Ranks by torchrun: the true exit code, and nobody outlives the others."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import assert_error
 from runs import POISONED, TINY, TINY_MAE, last_words, words
 
 from pretrain import ranks
 from pretrain.log import read_log
-from zoo.errors import LostRankError, UsageError
+from zoo.errors import Exit, LostRankError, UsageError
 
 SHORT = {**TINY_MAE, "training.steps": "2"}
 LONG = {**TINY_MAE, "training.steps": "1000000", "training.save_every_steps": "1000000"}
@@ -104,6 +106,67 @@ def test_true_exit_code_comes_through(photos: Path, tmp_path: Path, where: str, 
     _, errors = started.communicate(timeout=200)
     assert started.returncode == code, errors
     assert any(line.startswith("error: ") for line in errors.splitlines()[-3:])
+
+
+@pytest.mark.parametrize(
+    ("failures", "says"),
+    [
+        (
+            {"0": {"code": 8, "time": 5}, "1": {"code": -9, "time": 6}},
+            "rank 1 was ended by SIGKILL",
+        ),
+        ({"2": {"code": 1, "time": 5}, "0": {"code": 8, "time": 4}}, "rank 2 exited with 1"),
+        ({"1": {"code": -6, "time": 7}, "2": {"code": -11, "time": 6}}, "rank 2 was ended by SIGS"),
+        (
+            {"0": {"code": 8, "time": 5}, "1": {"code": 8, "time": 5}},
+            "rank 2 left early or stopped",
+        ),
+        (
+            {str(rank): {"code": code, "time": 5} for rank, code in enumerate((-15, -9, 8))},
+            "rank 1 was ended by SIGKILL",
+        ),
+        (
+            {str(rank): {"code": code, "time": 5} for rank, code in enumerate((8, 8, -15))},
+            "rank 2 was ended by SIGTERM",
+        ),
+        ({"0": {"code": -15, "time": 5}, "2": {"code": 8, "time": 5}}, "rank 1 left early"),
+        ({"0": {"code": 8, "time": 5}}, "one of ranks 1, 2 left early or stopped answering"),
+        ({}, "the ranks ended with code 1 before they could say why"),
+    ],
+)
+def test_the_first_rank_to_fail(tmp_path: Path, failures: dict, says: str) -> None:
+    run = ranks.RunFolder(tmp_path)
+    run.failures.write_text(json.dumps(failures))
+    error = ranks._reason(run, ranks.Ranks(nproc=3), 1)
+    where, fix = str(tmp_path), "the same command continues"
+    assert_error(error, Exit.LOST_RANK, what=says, where=where, fix=fix)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "leave", "hang", "stop"])
+def test_torchrun_ends_for_a_lost_rank(photos: Path, tmp_path: Path, how: str) -> None:
+    plain = {k: v for k, v in TINY.items() if not k.startswith("student.")}
+    settings = {
+        **plain,
+        "method.sample": "0",
+        "method.where": how,
+        "training.steps": "2000",
+        "training.rank_timeout_seconds": "4",
+    }
+    out = tmp_path / "run"
+    started = start(words(POISONED, photos, out, settings))
+    wait_for_row(out, started)
+    below, began = descendants(started.pid), time.monotonic()
+    _, errors = started.communicate(timeout=200)
+    # torchrun gives a rank that does not end half a minute.
+    assert time.monotonic() - began < 60
+    assert_all_gone(below)
+    told = last_words(out)
+    ends = {"kill": "was ended by SIGKILL", "leave": "left early or stopped answering"}
+    what, fix = f"rank 1 {ends.get(how, 'stopped answering')}", "the same command continues"
+    assert_error(told, Exit.LOST_RANK, what=what, where="rank 0 of 2", fix=fix)
+    assert started.returncode == told["code"]
+    assert f"error: {told['error']}" in errors
 
 
 @pytest.mark.slow

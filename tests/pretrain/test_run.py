@@ -9,14 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from photos import make_photos
-from runs import TINY_MAE, Run, last_words, outcome, run, words, zoo
+from runs import LONG, TINY_MAE, Run, last_words, outcome, run, wait_for_row, words, zoo
 
 from pretrain.log import read_log
 
 SETTINGS = {**TINY_MAE, "training.steps": "8"}
-# Long enough to be met at work; small enough to save at once.
-LONG = {**TINY_MAE, "training.steps": "100000", "training.save_every_steps": "100000"}
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +26,6 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def out(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def wait_for_row(out: Path, started: Run, rows: int = 1) -> None:
-    """Until the run has logged so much."""
-    deadline = time.monotonic() + 60
-    while not (out / "log.jsonl").exists() or len(read_log(out / "log.jsonl")) < rows:
-        assert started.running
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_finished_run_leaves_its_last_words(finished: Path) -> None:
@@ -122,49 +110,6 @@ def test_a_start_that_failed_does_not_stand_in_the_way(photos: Path, tmp_path: P
     assert "began otherwise" in last_words(out)["error"]
 
 
-@pytest.mark.parametrize("change", ["rename", "remove", "add"])
-def test_other_data_is_refused(
-    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, out = make_photos(tmp_path / "photos"), tmp_path / "run"
-    settings = {**SETTINGS, "training.steps": "2"}
-    assert zoo(words("mae-vit-t", data, out, settings)) == 0
-    photo = data / "ant" / "000.jpg"
-    if change == "rename":
-        photo.rename(data / "ant" / "zzz.jpg")
-    elif change == "remove":
-        photo.unlink()
-    else:
-        shutil.copy(photo, data / "ant" / "new.jpg")
-    command = [*words("mae-vit-t", data, out, settings), "--reindex"]
-    assert zoo(command) == 2
-    assert "data_fingerprint" in capsys.readouterr().err
-
-
-def test_another_teacher_is_refused(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from models import make_model
-    from runs import TINY
-
-    out, teacher = tmp_path / "run", make_model(tmp_path / "teacher")
-    settings = {**TINY, "method.teacher.source": str(teacher), "training.steps": "2"}
-    assert zoo(words("tinymim-vit-t", photos, out, settings)) == 0
-    shutil.rmtree(teacher)
-    make_model(teacher, seed=1)
-    assert zoo(words("tinymim-vit-t", photos, out, settings)) == 2
-    assert "digest" in capsys.readouterr().err
-
-
-def test_another_number_of_ranks_is_refused(photos: Path, out: Path) -> None:
-    codes = run(words("mae-vit-t", photos, out, SETTINGS), ranks=2)
-    assert 2 in codes
-    assert 0 not in codes
-    left = last_words(out)
-    assert left["code"] == 2
-    assert "ranks: 1 → 2" in left["error"]
-
-
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0)])
 def test_terminated_run_continues_to_the_same_bits(
     photos: Path, tmp_path: Path, ranks: int, workers: int
@@ -191,16 +136,6 @@ def test_terminated_run_continues_to_the_same_bits(
         assert 3 * rows <= left["step"] < 60
     assert run(command, ranks=ranks) == [0] * ranks
     assert outcome(out) == outcome(tmp_path / "undisturbed")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_other_signals_save_too(photos: Path, tmp_path: Path, number: signal.Signals) -> None:
-    out = tmp_path / "run"
-    started = Run(words("mae-vit-t", photos, out, LONG))
-    wait_for_row(out, started)
-    os.kill(started.processes[0].pid or 0, number)
-    assert started.wait(10) == [75]
-    assert "same command again" in last_words(out)["fix"]
 
 
 def test_a_burst_of_signals_is_one_request(photos: Path, tmp_path: Path) -> None:

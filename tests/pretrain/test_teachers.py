@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from faults import assert_error
 from models import TEACHER, make_model
 from runs import TINY, last_words, words, zoo
 from safetensors.torch import load_file, save_file
 
 from pretrain.teachers.tokens import TokenTeacher, open_tokens
 from pretrain.teachers.vit import ViTTeacher
-from zoo.errors import IntegrityError, UsageError
+from zoo.errors import Exit, IntegrityError, UsageError
 from zoo.images import normalise
 from zoo.vit import ViTConfig
 
@@ -147,23 +148,24 @@ def fewer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "what", "where"),
     [
-        (renamed, "0 of 30 tensors match"),
-        (wider, "cls_token is (1, 1, 64), the network's is (1, 1, 48)"),
-        (fewer, "missing (1): blocks.1.attn.qkv.bias"),
-        (poisoned, "not finite (1): blocks.0.mlp.fc1.weight"),
+        (renamed, "0 of 30 tensors match", "missing (30): "),
+        (wider, "29 of 30", "cls_token is (1, 1, 64), the network's is (1, 1, 48)"),
+        (fewer, "29 of 30", "missing (1): blocks.1.attn.qkv.bias"),
+        (poisoned, "hold NaN or infinity", "not finite (1): blocks.0.mlp.fc1.weight"),
     ],
 )
 def test_wrong_weights_end_before_step_0(
-    photos: Path, tmp_path: Path, change, said: str, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, change, what: str, where: str
 ) -> None:
     folder = make_model(tmp_path / "teacher")
     rewrite(folder, change)
     assert zoo(command(folder, photos, tmp_path / "run")) == 4
-    assert said in capsys.readouterr().err
-    words_left = last_words(tmp_path / "run")
-    assert (words_left["code"], words_left["rank"], words_left["step"]) == (4, 0, None)
+    told = last_words(tmp_path / "run")
+    fix = "fetch or export the model again" if change is poisoned else "belong together"
+    assert_error(told, Exit.INTEGRITY, what=what, where=where, fix=fix)
+    assert (told["rank"], told["step"]) == (0, None)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

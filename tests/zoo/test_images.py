@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faults import assert_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import v2
 
-from zoo.errors import DataError, UsageError
+from zoo.errors import DataError, Exit, UsageError
 from zoo.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, decode, normalise, read_image
 
 RNG = np.random.default_rng(0)
@@ -114,11 +115,8 @@ BAD = {
 def test_what_is_no_whole_image_is_refused(data: bytes) -> None:
     with pytest.raises(DataError) as caught:
         decode(data, "shelf/7.jpg")
-    error = caught.value
-    assert error.where == "shelf/7.jpg"
-    assert error.what
-    assert error.fix
-    assert "\n" not in error.what
+    error, fix = caught.value, "replace the file, or remove it"
+    assert_error(error, Exit.DATA, what="image", where="shelf/7.jpg", fix=fix)
     assert " at 0x" not in error.what  # equal in every process
 
 
@@ -178,6 +176,11 @@ def test_an_io_error_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Path, "read_bytes", flaky)
     assert read_image(Path("a.jpg")).shape == (60, 80, 3)
     assert not answers
+    answers += [OSError(5, "Input/output error")] * 2
+    with pytest.raises(DataError) as caught:
+        read_image(Path("a.jpg"))
+    what, fix = "the file cannot be read: Input/output error", "check that it is there"
+    assert_error(caught.value, Exit.DATA, what=what, where="a.jpg", fix=fix)
 
 
 @pytest.mark.parametrize("size", [(60, 80), (80, 60), (300, 40), (41, 33), (1, 1)])
