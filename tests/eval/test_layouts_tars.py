@@ -143,7 +143,7 @@ def test_labels_that_are_no_class(tmp_path: Path, label: int | str) -> None:
     files["000007.cls"] = str(label).encode()
     with pytest.raises(DataError, match="no classes of ImageNet") as caught:
         open_eval_set(write_tar(tmp_path / "a.tar", files), "in1k-val", due=SMALL)
-    assert_error(caught.value, 3, what="no classes of", where=str(tmp_path), fix="ImageNet-1k")
+    assert_error(caught.value, 3, what="no classes of", where=str(tmp_path), fix="in1k-val")
 
 
 @pytest.mark.parametrize(
