@@ -15,9 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from hypothesis import settings as hypothesis_settings
 from photos import make_photos
 
 import zoo.settings
+
+# Machines are shared: how long an example took says nothing of it.
+hypothesis_settings.register_profile("shared", deadline=None)
+hypothesis_settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session", autouse=True)

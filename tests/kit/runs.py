@@ -88,6 +88,11 @@ def words(recipe: str, data: Path | str, out: Path, settings: Mapping[str, str])
     return ["pretrain", recipe, f"data.source={source}", *overrides, "--out", str(out)]
 
 
+def stderr_to(file: Path) -> None:
+    """What a run may prepare: its own words go to ``file``."""
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), 2)
+
+
 class Run:
     """A forked ``zoo`` command: one process, or as many ranks as asked for."""
 

@@ -1,5 +1,6 @@
 """Whole runs on streamed shards: continued to the same bits, and stopped in clear words."""
 
+import functools
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import TINY_FINETUNE, TINY_MAE, Run, last_words, outcome, run, words, zoo
+from runs import TINY_FINETUNE, TINY_MAE, Run, last_words, outcome, run, stderr_to, words, zoo
 from shards import Failure, Web, serve, write_shards
 
 from pretrain.pack import pack
@@ -61,17 +62,16 @@ def test_without_an_index_the_length_is_asked_for(tmp_path: Path) -> None:
     assert zoo(words("mae-vit-t", source, out, SETTINGS)) == 0
 
 
-def test_another_number_of_workers_continues_and_is_told(
-    packed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_another_number_of_workers_continues_and_is_told(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert run(words("mae-vit-t", f"wds:{packed}", out, SETTINGS)) == [0]
     shutil.rmtree(out / "checkpoints" / "step-8")
     shutil.rmtree(out / "export")
-    capfd.readouterr()
     more = {**SETTINGS, "data.workers": "2"}
-    assert run(words("mae-vit-t", f"wds:{packed}", out, more)) == [0]
-    said = capfd.readouterr().err
+    told = tmp_path / "stderr"
+    aside = functools.partial(stderr_to, told)
+    assert run(words("mae-vit-t", f"wds:{packed}", out, more), prepare=aside) == [0]
+    said = told.read_text()
     assert "bits may differ" in said
     assert "readers of shards: '1' → '2'" in said
     assert (out / "export").is_dir()
