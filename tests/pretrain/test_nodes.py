@@ -14,7 +14,7 @@ from runs import TINY_MAE, last_words, outcome, words
 
 from pretrain.log import read_log
 
-NODES = ("zoo-a", "zoo-b")
+NODES = (f"zoo-a-{os.getpid()}", f"zoo-b-{os.getpid()}")  # these tests may run twice at a time
 SETTINGS = {**TINY_MAE, "training.steps": "20"}
 LONG = {**TINY_MAE, "training.steps": "1000000", "training.save_every_steps": "50"}
 
@@ -33,26 +33,17 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[None]:
-    """``zoo-a`` at 10.99.0.1 and ``zoo-b`` at 10.99.0.2; neither sees anything else."""
+    """The first at 10.99.0.1 and the second at 10.99.0.2; neither sees anything else."""
     hosts = [Path("/etc/netns") / name for name in NODES]
     try:
         for name, place in zip(NODES, hosts, strict=True):
             ip("netns", "add", name)
             place.mkdir(parents=True)
-            (place / "hosts").write_text("127.0.0.1 localhost\n10.99.0.1 zoo-a\n10.99.0.2 zoo-b\n")
-        ip(
-            "link",
-            "add",
-            "cable",
-            "netns",
-            "zoo-a",
-            "type",
-            "veth",
-            "peer",
-            "cable",
-            "netns",
-            "zoo-b",
-        )
+            own = [f"10.99.0.{number} {node}\n" for number, node in enumerate(NODES, start=1)]
+            (place / "hosts").write_text("127.0.0.1 localhost\n" + "".join(own))
+        one, other = NODES
+        peer = ("peer", "cable", "netns", other)
+        ip("link", "add", "cable", "netns", one, "type", "veth", *peer)
         for number, name in enumerate(NODES, start=1):
             ip("-n", name, "address", "add", f"10.99.0.{number}/24", "dev", "cable")
             ip("-n", name, "link", "set", "cable", "up")
@@ -80,7 +71,7 @@ def start(
     node: str, command: list[str], *options: str, private: Path | None = None
 ) -> subprocess.Popen[str]:
     """private: a folder that this machine has for itself."""
-    both = ["--nproc", "1", "--nodes", "2", "--rendezvous", "zoo-a:29500", *options]
+    both = ["--nproc", "1", "--nodes", "2", "--rendezvous", f"{NODES[0]}:29500", *options]
     prepare = f"hostname {node}; "
     if private:
         prepare += f"mount -t tmpfs tmpfs {private}; "
@@ -144,7 +135,7 @@ def test_a_folder_of_ones_own_is_refused_on_both(
     command = words("mae-vit-t", photos, out, SETTINGS)
     codes, said = end([start(node, command, private=out) for node in NODES])
     assert codes == [2, 2], said
-    assert "not every machine sees the run's folder: zoo-b do not" in said
+    assert f"not every machine sees the run's folder: {NODES[1]} do not" in said
     assert "a file system that all machines share" in said
 
 
@@ -154,11 +145,11 @@ def test_other_data_on_one_machine_is_refused_on_both(
     other = tmp_path / "other"
     shutil.copytree(photos, other)
     next(other.rglob("*.jpg")).unlink()
-    data = {"zoo-a": photos, "zoo-b": other}
+    data = dict(zip(NODES, (photos, other), strict=True))
     codes, said = end(both(lambda node: words("mae-vit-t", data[node], tmp_path / "run", SETTINGS)))
     assert codes == [3, 3], said
     assert "the ranks do not see the same data" in said
-    assert "rank 1 on zoo-b" in said
+    assert f"on {NODES[1]}" in said
 
 
 def test_a_lost_rank_restarts_all_and_the_bits_are_the_same(
