@@ -44,16 +44,19 @@ class ZooError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple:
-        # A loader worker sends its error to the training process: keep all three lines.
-        return _rebuild, (type(self), self.what, self.where, self.fix)
+        # A loader worker sends its error to the training process, a rank to the others: keep all
+        # three lines, and the code.
+        return _rebuild, (type(self), self.what, self.where, self.fix, self.code)
 
     def as_dict(self) -> dict[str, str | int]:
         """The same as an object, for ``--json`` and ``exit.json``."""
         return {"code": int(self.code), "error": self.what, "where": self.where, "fix": self.fix}
 
 
-def _rebuild(kind: type[ZooError], what: str, where: str, fix: str) -> ZooError:
-    return kind(what, where=where, fix=fix)
+def _rebuild(kind: type[ZooError], what: str, where: str, fix: str, code: Exit) -> ZooError:
+    error = kind(what, where=where, fix=fix)
+    error.code = code
+    return error
 
 
 def unexpected(error: BaseException) -> ZooError:
