@@ -17,7 +17,7 @@ from zoo.errors import Exit, LostRankError, UsageError, ZooError
 from zoo.files import atomic_json
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_OURS = ("--nproc", "--nodes", "--rendezvous", "--restarts")
+_OURS = ("--nproc", "--nodes", "--rendezvous")
 """Options of the launcher, which the ranks must not see again.  Each takes a value."""
 SHUTDOWN_SECONDS = 120
 """How long torchrun waits for ranks to save before it kills them; its own default is 30."""
@@ -33,8 +33,6 @@ class Ranks:
     """Machines; the same command runs on each."""
     rendezvous: str | None = None
     """``HOST[:PORT]`` of one of the machines, where all of them meet."""
-    restarts: int = 0
-    """How often a lost rank may make all of them start anew, from the newest checkpoint."""
 
     def __post_init__(self) -> None:
         if (self.nodes > 1) != (self.rendezvous is not None):
@@ -48,7 +46,7 @@ class Ranks:
 
     @property
     def by_torchrun(self) -> bool:
-        return self.nproc > 1 or self.nodes > 1 or self.restarts > 0
+        return self.nproc > 1 or self.nodes > 1
 
 
 def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
@@ -97,7 +95,7 @@ def _torchrun(ranks: Ranks, run: RunFolder) -> list[str]:
         command += ["pretrain.agent", str(run.failures.absolute())]
     else:  # torchrun knows of this machine's ranks alone
         command += ["torch.distributed.run"]
-    command += ["--nproc-per-node", str(ranks.nproc), "--max-restarts", str(ranks.restarts)]
+    command += ["--nproc-per-node", str(ranks.nproc), "--max-restarts", "0"]
     command += ["--signals-to-handle", ",".join(number.name for number in _SIGNALS)]
     if ranks.rendezvous is None:
         return [*command, "--standalone"]

@@ -150,36 +150,3 @@ def test_other_data_on_one_machine_is_refused_on_both(
     assert codes == [3, 3], said
     assert "the ranks do not see the same data" in said
     assert f"on {NODES[1]}" in said
-
-
-def test_a_lost_rank_restarts_all_and_the_bits_are_the_same(
-    machines: None, photos: Path, tmp_path: Path
-) -> None:
-    undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
-    longer = {**SETTINGS, "training.steps": "300", "training.save_every_steps": "20"}
-    codes, said = end(both(lambda _: words("mae-vit-t", photos, undisturbed, longer)))
-    assert codes == [0, 0], said
-    started = both(lambda _: words("mae-vit-t", photos, out, longer), "--restarts", "2")
-    wait_for_rows(out, started, rows=10)
-    ranks = _ranks(out)
-    assert len(ranks) == 2
-    os.kill(ranks[-1], signal.SIGKILL)
-    codes, said = end(started)
-    assert codes == [0, 0], said
-    assert "continuing from step" in said
-    assert outcome(out) == outcome(undisturbed)
-
-
-def _ranks(out: Path) -> list[int]:
-    """Processes that train in this folder: the ranks, not torchrun nor the launcher."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-                environment = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if str(out).encode() in command and b"TORCHELASTIC_RUN_ID" in environment:
-                found.append(int(entry.name))
-    return sorted(found)

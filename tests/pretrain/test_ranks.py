@@ -65,7 +65,7 @@ def assert_all_gone(pids: set[int], seconds: float = 35) -> None:
 
 def test_words_of_the_ranks_do_not_start_ranks_again() -> None:
     given = ["pretrain", "--nproc", "2", "x", "a.b=1", "--nproc=2", "--out", "o"]
-    given += ["--rendezvous", "--nodes", "--nodes", "2", "--restarts=3"]
+    given += ["--rendezvous", "--nodes", "--nodes", "2"]
     assert ranks._for_ranks(given) == ["pretrain", "x", "a.b=1", "--out", "o"]
 
 
@@ -194,20 +194,6 @@ def test_a_scheduler_may_signal_every_process(
     _, errors = started.communicate(timeout=60)
     assert started.returncode == 75, errors
     assert list((out / "checkpoints").iterdir())
-
-
-@pytest.mark.slow
-def test_a_restart_does_not_meet_an_error_that_would_come_again(
-    photos: Path, tmp_path: Path
-) -> None:
-    plain = {k: v for k, v in TINY.items() if not k.startswith("student.")}
-    settings = {**plain, "method.sample": "0", "method.where": "loss", "training.steps": "20"}
-    command = [*words(POISONED, photos, tmp_path / "run", settings), "--restarts", "2"]
-    started = start(command)
-    _, errors = started.communicate(timeout=300)
-    assert started.returncode == 7, errors
-    log = read_log(tmp_path / "run" / "log.jsonl")
-    assert len({row["step"] for row in log}) == len(log)
 
 
 @pytest.mark.slow
