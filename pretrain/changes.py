@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pretrain.recipe import differences
 from zoo.card import ChangeRecord
 from zoo.errors import IntegrityError, UsageError
 from zoo.files import atomic_json
@@ -47,16 +46,16 @@ def refuse_changes(
     names = [name for name in refused if _FOLLOWS.get(name) not in refused]
     if allow is not None and not {*names} & {*FIXED}:
         ways.append("allow it: " + " ".join(f"--allow-change {name}" for name in names))
-    told = differences({f: earlier.get(f, _ABSENT) for f in refused}, _only(now, refused))
     raise UsageError(
-        "this folder's run began otherwise: " + "; ".join(told),
+        "this folder's run began otherwise: "
+        + "; ".join(f"{field}: {_arrow(changed[field])}" for field in refused),
         where=str(place),
         fix=", or ".join([*ways, "choose another folder with --out"]),
     )
 
 
-def _only(record: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    return {field: record.get(field, _ABSENT) for field in fields}
+def _arrow(values: tuple[Any, Any]) -> str:
+    return f"{values[0]!r} → {values[1]!r}"
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +85,7 @@ def require_known(allow: Iterable[str], *records: Mapping[str, Any]) -> None:
 
 def told(changed: Changed) -> list[str]:
     """A line each."""
-    return [f"allowed to change here: {f}: {a!r} → {b!r}" for f, (a, b) in changed.items()]
+    return [f"allowed to change here: {f}: {_arrow(values)}" for f, values in changed.items()]
 
 
 def keep_changes(place: Path, changed: Changed, step: int) -> bool:

@@ -72,8 +72,7 @@ def run_recipe(
     """
     run = RunFolder(out)
     with run.hold() if world.is_main else contextlib.nullcontext():
-        again = reindex and world.is_main
-        _run(recipe, run, world, finish, reindex=again, probe=probe, allow=allow)
+        _run(recipe, run, world, finish, reindex=reindex, probe=probe, allow=allow)
 
 
 def _run(

@@ -166,6 +166,12 @@ class Decoder(nn.Module):
         return self.leave(full[:, 1:])
 
 
+def pixel_decoder(student: ViTConfig, *, width: int, depth: int, heads: int, seed: int) -> Decoder:
+    """MAE's decoder: it predicts the pixels of each patch, as ``pixel_targets`` has them."""
+    leave = nn.Linear(width, 3 * student.patch**2)
+    return Decoder(student, width=width, depth=depth, heads=heads, leave=leave, seed=seed)
+
+
 def require_decoder_sizes(width: int, heads: int, *, owner: str = "method") -> None:
     """Raise UsageError for a decoder that no attention could have.  owner: the recipe key of it."""
     if width % heads or width % 4:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.distributed import die_with_parent
-from pretrain.run import RunFolder
+from pretrain.run import RunFolder, read_object
 from zoo.errors import Exit, LostRankError, UsageError, ZooError
 from zoo.files import atomic_json
 
@@ -85,7 +84,7 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
     error = _reason(run, ranks, code)
     if error.code == Exit.LOST_RANK and ranks.nodes == 1:
         with contextlib.suppress(ZooError):  # a full disk must not hide it
-            atomic_json(run.exit, {**_read(run.exit), **error.as_dict()})
+            atomic_json(run.exit, {**read_object(run.exit), **error.as_dict()})
     raise error
 
 
@@ -120,7 +119,7 @@ def _reason(run: RunFolder, ranks: Ranks, code: int) -> ZooError:
     if said and said.code != Exit.LOST_RANK:
         return said
     hung = said is not None and "timed out" in said.where.lower()
-    what = _first_to_fail(_read(run.failures), ranks.nproc, hung) if ranks.nodes == 1 else ""
+    what = _first_to_fail(read_object(run.failures), ranks.nproc, hung) if ranks.nodes == 1 else ""
     if said and not what:
         return said
     return LostRankError(
@@ -152,10 +151,3 @@ def _first_to_fail(failures: dict[str, Any], nproc: int, hung: bool) -> str:
         return ""
     who = f"rank {silent[0]}" if len(silent) == 1 else f"one of ranks {', '.join(silent)}"
     return f"{who} left early or stopped answering"
-
-
-def _read(place: Path) -> dict[str, Any]:
-    try:
-        return json.loads(place.read_bytes())
-    except (OSError, ValueError):
-        return {}

@@ -105,11 +105,11 @@ class RunFolder:
         They load checkpoints from it, and leave their last words there.
         """
         owner = self.path / "owner.json"
-        token = world.from_main(_read(owner).get("token"))
+        token = world.from_main(read_object(owner).get("token"))
         deadline = time.monotonic() + _SHARED_SECONDS
-        while _read(owner).get("token") != token and time.monotonic() < deadline:
+        while read_object(owner).get("token") != token and time.monotonic() < deadline:
             time.sleep(0.2)
-        seen = world.gather((socket.gethostname(), _read(owner).get("token") == token))
+        seen = world.gather((socket.gethostname(), read_object(owner).get("token") == token))
         if blind := sorted({host for host, sees in seen if not sees}):
             raise UsageError(
                 f"not every machine sees the run's folder: {', '.join(blind)} do not",
@@ -149,7 +149,7 @@ class RunFolder:
         now = as_record(recipe)
         if place.exists() and any(self.checkpoints.glob("step-*")):
             free = now.keys() - as_record(recipe, runtime=False).keys()
-            earlier = _read(place)
+            earlier = read_object(place)
             if not earlier:
                 raise IntegrityError(
                     "the run's recipe cannot be read",
@@ -192,7 +192,7 @@ class RunFolder:
 
     def last_words(self) -> ZooError | None:
         """What the run failed of last, if it left word."""
-        outcome = _read(self.exit)
+        outcome = read_object(self.exit)
         try:
             error = ZooError(
                 outcome["error"], where=outcome.get("where", ""), fix=outcome.get("fix", "")
@@ -203,10 +203,7 @@ class RunFolder:
         return None if error.code == Exit.DONE else error
 
     def _write_exit(self, outcome: dict[str, Any], world: World, progress: "Progress") -> None:
-        try:
-            earlier = json.loads(self.exit.read_bytes())["code"]
-        except (OSError, ValueError, KeyError):
-            earlier = int(Exit.DONE)
+        earlier = read_object(self.exit).get("code", Exit.DONE)
         if earlier in (Exit.DONE, Exit.LOST_RANK):
             with contextlib.suppress(ZooError):  # a full disk must not hide the first error
                 atomic_json(self.exit, {**outcome, "rank": world.rank, "step": progress.step})
@@ -270,16 +267,16 @@ def _outcome(error: BaseException) -> dict[str, Any]:
 
 
 def _alive(owner: Path) -> bool:
-    record = _read(owner)
+    record = read_object(owner)
     return record.get("host") != socket.gethostname() or process_alive(int(record.get("pid", 0)))
 
 
 def _describe(owner: Path) -> str:
-    record = _read(owner)
+    record = read_object(owner)
     return f"process {record.get('pid', 'unknown')} on {record.get('host', 'unknown host')}"
 
 
-def _read(place: Path) -> dict[str, Any]:
+def read_object(place: Path) -> dict[str, Any]:
     """A JSON object, empty where there is none that can be read."""
     try:
         record = json.loads(place.read_bytes())

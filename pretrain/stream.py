@@ -142,7 +142,7 @@ class Reader:
                 fix="fetch the shards and their index again, or make them anew",
             )
 
-    def _read(self, entry: Entry, sample: Sample, file: BinaryIO) -> None:
+    def _read(self, entry: Entry, sample: Sample, file: "BinaryIO | _Part") -> None:
         shard = self.data.shards[entry.shard]
         entry.sample = sample
         if self.data.labelled and sample.label is not None:
@@ -155,16 +155,8 @@ class Reader:
 
     def _filled(self, entry: Entry) -> Entry:
         """An entry that was passed over, and then drawn from the buffer after all."""
-        shard = self.data.shards[entry.shard]
         sample = entry.sample or self._table(entry.shard)[entry.ordinal]
-        entry.sample = sample
-        if self.data.labelled and sample.label is not None:
-            part = _Part(shard.place)
-            entry.label = read_label(part, sample, shard)
-        size = sample.image.size
-        entry.image = b""
-        if size <= MOST_IMAGE_BYTES:
-            entry.image = _whole(read_part(shard.place, sample.image.offset, size), sample, shard)
+        self._read(entry, sample, _Part(self.data.shards[entry.shard].place))
         return entry
 
     def _table(self, number: int) -> list[Sample]:

@@ -44,8 +44,8 @@ class ZooError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple:
-        # A loader worker sends its error to the training process, a rank to the others: keep all
-        # three lines, and the code.
+        # A loader worker sends its error to the training process: keep all three lines, and the
+        # code, which an error read from a file has for itself.
         return _rebuild, (type(self), self.what, self.where, self.fix, self.code)
 
     def as_dict(self) -> dict[str, str | int]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pretrain.bounds import Count
 from pretrain.masked import (
-    Decoder,
     mask_order,
     masked_loss,
+    pixel_decoder,
     pixel_targets,
     require_decoder_sizes,
     visible_patches,
@@ -57,12 +57,11 @@ class MaskedAutoencoder(nn.Module):
         self.config, self.method = student, method
         self.draws = FLIP_DRAWS + student.patches
         self.encoder = build_vit(student, seed=seed)
-        self.decoder = Decoder(
+        self.decoder = pixel_decoder(
             student,
             width=method.decoder_width,
             depth=method.decoder_depth,
             heads=method.decoder_heads,
-            leave=nn.Linear(method.decoder_width, 3 * student.patch**2),
             seed=seed,
         )
 

@@ -30,6 +30,7 @@ from pretrain.masked import (
     Decoder,
     mask_order,
     masked_loss,
+    pixel_decoder,
     pixel_targets,
     require_decoder_sizes,
     visible_patches,
@@ -151,6 +152,7 @@ class Distillation(nn.Module):
             }
         )
         self.decoder = _decoder(student, method.reconstruction, seed=seed)
+        self._reads = method.reads if self.decoder is None else method.reads | OUTPUT
         self.fresh = never_trained(student.depth, method.reads) if self.decoder is None else ()
         for name in self.fresh:
             self.student.get_parameter(name).requires_grad_(False)
@@ -192,8 +194,7 @@ class Distillation(nn.Module):
 
     def read_student(self, images: Tensor, visible: Tensor | None = None) -> Reading:
         """What the student's last block holds, for normalised images."""
-        wanted = self.method.reads if self.decoder is None else self.method.reads | OUTPUT
-        return read(self.student, images, wanted, block=self.config.depth, visible=visible)
+        return read(self.student, images, self._reads, block=self.config.depth, visible=visible)
 
     def _reconstruct(self, images: Tensor, tokens: Tensor, order: Tensor) -> Tensor:
         assert self.decoder is not None
@@ -258,11 +259,10 @@ def never_trained(depth: int, reads: frozenset[Place] = QKV) -> tuple[str, ...]:
 def _decoder(student: ViTConfig, method: Reconstruction, *, seed: int) -> Decoder | None:
     if not method.weight:
         return None
-    return Decoder(
+    return pixel_decoder(
         student,
         width=method.decoder_width,
         depth=method.decoder_depth,
         heads=method.decoder_heads,
-        leave=nn.Linear(method.decoder_width, 3 * student.patch**2),
         seed=seed,
     )

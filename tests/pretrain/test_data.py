@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import same
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -58,18 +59,6 @@ def load(index: ImageIndex, **changes) -> list[Batch]:
         "workers": 0,
     }
     return list(Loader(index, **{**options, **changes}))
-
-
-def same(ones: list[Batch], others: list[Batch]) -> bool:
-    return len(ones) == len(others) > 0 and all(
-        torch.equal(one.images, other.images)
-        and torch.equal(one.indices, other.indices)
-        and torch.equal(one.draws, other.draws)
-        and one.bad == other.bad
-        and (one.labels is None) == (other.labels is None)
-        and (one.labels is None or torch.equal(one.labels, other.labels))  # type: ignore[arg-type]
-        for one, other in zip(ones, others, strict=True)
-    )
 
 
 def test_a_batch_is_what_the_contract_says(index: ImageIndex) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import same
 from hypothesis import given
 from hypothesis import strategies as st
 from shards import picture, serve, write_info, write_shard, write_shards
@@ -55,18 +56,6 @@ def loader(data: ShardSet, **changes) -> StreamLoader:
 
 def load(data: ShardSet, **changes) -> list[Batch]:
     return list(loader(data, **changes))
-
-
-def same(ones: list[Batch], others: list[Batch]) -> bool:
-    return len(ones) == len(others) > 0 and all(
-        torch.equal(one.images, other.images)
-        and torch.equal(one.indices, other.indices)
-        and torch.equal(one.draws, other.draws)
-        and one.bad == other.bad
-        and (one.labels is None) == (other.labels is None)
-        and (one.labels is None or torch.equal(one.labels, other.labels))  # type: ignore[arg-type]
-        for one, other in zip(ones, others, strict=True)
-    )
 
 
 def test_a_batch_is_what_the_contract_says(data: ShardSet) -> None:
