@@ -17,6 +17,12 @@ from torch import Tensor
 from zoo.errors import LostRankError, UsageError
 
 _PR_SET_PDEATHSIG = 1
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""torchrun's environment where it may restart ranks: each start then has a store of its own.
+
+Otherwise all starts share one, in which ranks find the addresses of ranks that are gone, and wait
+for them (pytorch issue 135712; its remedy is undone where the rendezvous keeps the first address).
+"""
 T = TypeVar("T")
 
 
@@ -160,6 +166,7 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
     if size == 1:
         yield World(device=place)
         return
+    _require_own_store()
     die_with_parent()
     limit = timedelta(seconds=timeout_seconds)
     with lost_rank(World(device=place, rank=int(os.environ["RANK"]), size=size)):
@@ -170,6 +177,17 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
     finally:
         with contextlib.suppress(RuntimeError):  # a peer may be gone already
             dist.destroy_process_group()
+
+
+def _require_own_store() -> None:
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        setting = " ".join(f"{name}={value}" for name, value in OWN_STORE.items())
+        raise UsageError(
+            "ranks that torchrun restarts would look for ranks of the first start, and wait",
+            where=f"torchrun --max-restarts {restarts}",
+            fix=f"set {setting} for torchrun, or start it by zoo pretrain --restarts",
+        )
 
 
 class Agreement:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.distributed import die_with_parent
+from pretrain.distributed import OWN_STORE, die_with_parent
 from pretrain.run import RunFolder, read_object
 from zoo.errors import Exit, LostRankError, UsageError, ZooError
 from zoo.files import atomic_json
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_OURS = ("--nproc", "--nodes", "--rendezvous")
+_OURS = ("--nproc", "--nodes", "--rendezvous", "--restarts")
 """Options of the launcher, which the ranks must not see again.  Each takes a value."""
 SHUTDOWN_SECONDS = 120
 """How long torchrun waits for ranks to save before it kills them; its own default is 30."""
@@ -32,6 +32,8 @@ class Ranks:
     """Machines; the same command runs on each."""
     rendezvous: str | None = None
     """``HOST[:PORT]`` of one of the machines, where all of them meet."""
+    restarts: int = 0
+    """How often a lost rank may make all of them start anew, from the newest checkpoint."""
 
     def __post_init__(self) -> None:
         if (self.nodes > 1) != (self.rendezvous is not None):
@@ -45,7 +47,7 @@ class Ranks:
 
     @property
     def by_torchrun(self) -> bool:
-        return self.nproc > 1 or self.nodes > 1
+        return self.nproc > 1 or self.nodes > 1 or self.restarts > 0
 
 
 def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
@@ -65,6 +67,7 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
             "OMP_NUM_THREADS": str(threads),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
             **os.environ,
+            **(OWN_STORE if ranks.restarts else {}),
         },
         # Ctrl-C reaches us alone, and each rank once: a third signal would end it unsaved.
         start_new_session=True,
@@ -94,7 +97,7 @@ def _torchrun(ranks: Ranks, run: RunFolder) -> list[str]:
         command += ["pretrain.agent", str(run.failures.absolute())]
     else:  # torchrun knows of this machine's ranks alone
         command += ["torch.distributed.run"]
-    command += ["--nproc-per-node", str(ranks.nproc), "--max-restarts", "0"]
+    command += ["--nproc-per-node", str(ranks.nproc), "--max-restarts", str(ranks.restarts)]
     command += ["--signals-to-handle", ",".join(number.name for number in _SIGNALS)]
     if ranks.rendezvous is None:
         return [*command, "--standalone"]

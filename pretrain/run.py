@@ -28,6 +28,8 @@ from zoo.files import atomic_json, disk_errors, process_alive, sweep
 
 _SHARED_SECONDS = 10.0
 """How long a network file system may take to show a new file."""
+_LASTING = frozenset(Exit) - {Exit.BUG, Exit.NETWORK, Exit.LOST_RANK}
+"""What a restart does not cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class RunFolder:
         lock = FileLock(self.path / ".lock")
         with disk_errors(self.path):
             try:
-                # Loader workers of a killed run hold the lock for the moment they take to die.
+                # Loader workers of a killed run hold the lock for the moment they take to die, and
+                # those of a restarted run may be on another machine.
                 lock.acquire(timeout=0 if _alive(owner) else 10)
             except Timeout as error:
                 raise UsageError(
@@ -176,8 +179,15 @@ class RunFolder:
     def report_exit(self, world: World) -> Iterator["Progress"]:
         """Write ``exit.json`` however the block ends: torchrun itself always exits with 1.
 
-        The first rank to fail for a reason of its own has the word.
+        The first rank to fail for a reason of its own has the word.  Where torchrun started the
+        ranks anew after a failure that would come again, that failure is raised again at once.
         """
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        # Only the machine that lost a rank counts this as a restart: ask all, or some would wait.
+        if any(world.gather(restarted)):
+            error = world.from_main(self.last_words())
+            if error and error.code in _LASTING:
+                raise error
         if world.is_main:
             self.exit.unlink(missing_ok=True)
         world.barrier()
@@ -268,7 +278,7 @@ def _outcome(error: BaseException) -> dict[str, Any]:
 
 def _alive(owner: Path) -> bool:
     record = read_object(owner)
-    return record.get("host") != socket.gethostname() or process_alive(int(record.get("pid", 0)))
+    return record.get("host") == socket.gethostname() and process_alive(int(record.get("pid", 0)))
 
 
 def _describe(owner: Path) -> str:

@@ -50,6 +50,9 @@ def pretrain(
     rendezvous: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")
     ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="How often a lost rank may restart them all.")
+    ] = 0,
     reindex: Annotated[bool, typer.Option(help="Walk the whole data set again.")] = False,
     allow_change: AllowChange = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
@@ -77,7 +80,7 @@ def pretrain(
         return
     from pretrain.ranks import Ranks, start_ranks
 
-    ranks = Ranks(nproc=nproc, nodes=nodes, rendezvous=rendezvous)
+    ranks = Ranks(nproc=nproc, nodes=nodes, rendezvous=rendezvous, restarts=restarts)
     if ranks.by_torchrun:
         start_ranks(ranks, sys.argv[1:], folder)
     else:

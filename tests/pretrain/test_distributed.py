@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from pretrain.distributed import choose_device, die_with_parent
+from pretrain.distributed import choose_device, die_with_parent, start_world
 from zoo.errors import UsageError
 
 
@@ -39,3 +39,15 @@ def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.Mo
         choose_device(name)
     assert "--device" in caught.value.where
     assert choose_device().type == "cpu"
+
+
+def test_a_torchrun_whose_restarts_could_wait_for_ever_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UsageError, match="of the first start") as caught, start_world("cpu"):
+        pass
+    assert caught.value.where == "torchrun --max-restarts 3"
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caught.value.fix

@@ -5,18 +5,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import TINY_MAE, last_words, outcome, words
-
-from pretrain.log import read_log
+from torchruns import ranks_at_work, wait_for_rows
 
 NODES = (f"zoo-a-{os.getpid()}", f"zoo-b-{os.getpid()}")  # these tests may run twice at a time
 SETTINGS = {**TINY_MAE, "training.steps": "20"}
 LONG = {**TINY_MAE, "training.steps": "1000000", "training.save_every_steps": "50"}
+DISTURBED = {**TINY_MAE, "training.steps": "300", "training.save_every_steps": "20"}
 
 pytestmark = [
     pytest.mark.slow,
@@ -91,14 +91,6 @@ def both(command: Callable[[str], list[str]], *options: str) -> list[subprocess.
     return [start(node, command(node), *options) for node in NODES]
 
 
-def wait_for_rows(out: Path, started: list[subprocess.Popen[str]], rows: int = 1) -> None:
-    deadline = time.monotonic() + 120
-    while not (out / "log.jsonl").exists() or len(read_log(out / "log.jsonl")) < rows:
-        assert all(process.poll() is None for process in started), end(started)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def end(started: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
     said = [process.communicate(timeout=280) for process in started]
     return [process.returncode for process in started], "\n".join(e for _, e in said)
@@ -150,3 +142,41 @@ def test_other_data_on_one_machine_is_refused_on_both(
     assert codes == [3, 3], said
     assert "the ranks do not see the same data" in said
     assert f"on {NODES[1]}" in said
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    machines: None, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    codes, said = end(both(lambda _: words("mae-vit-t", photos, out, DISTURBED)))
+    assert codes == [0, 0], said
+    return outcome(out)
+
+
+def test_a_lost_rank_restarts_all_and_the_bits_are_the_same(
+    machines: None, photos: Path, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    started = both(lambda _: words("mae-vit-t", photos, out, DISTURBED), "--restarts", "2")
+    wait_for_rows(out, started, rows=10)
+    os.kill(ranks_at_work(out)[1], signal.SIGKILL)
+    codes, said = end(started)
+    assert codes == [0, 0], said
+    assert "continuing from step" in said
+    assert outcome(out) == undisturbed
+
+
+def test_a_lost_machine_is_waited_for_and_the_bits_are_the_same(
+    machines: None, photos: Path, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    command = words("mae-vit-t", photos, out, DISTURBED)
+    first, second = both(lambda _: command, "--restarts", "2")
+    wait_for_rows(out, [first, second], rows=10)
+    second.kill()  # its torchrun, and the rank below that, go with it
+    second.communicate()
+    codes, said = end([first, start(NODES[1], command, "--restarts", "2")])
+    assert codes == [0, 0], said
+    assert "continuing from step" in said
+    assert outcome(out) == undisturbed
