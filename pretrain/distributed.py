@@ -163,11 +163,13 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1:
+        _require_own_store()
+    if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may start one rank alone
+        die_with_parent()
     if size == 1:
         yield World(device=place)
         return
-    _require_own_store()
-    die_with_parent()
     limit = timedelta(seconds=timeout_seconds)
     with lost_rank(World(device=place, rank=int(os.environ["RANK"]), size=size)):
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=limit)

@@ -15,7 +15,7 @@ from pretrain.data import STREAM, open_source, require_same_classes
 from pretrain.distributed import World, start_world
 from pretrain.export import Sources, code_version, environment, export_all
 from pretrain.index import ImageIndex
-from pretrain.live import FixedImages, LiveSignal, Probe
+from pretrain.live import FixedImages, LiveSignal, Probe, StreamedImages
 from pretrain.loader import Loader
 from pretrain.log import RunLog
 from pretrain.loggers import require_packages
@@ -30,6 +30,7 @@ from pretrain.signals import StopSignals
 from pretrain.stream import BUFFER
 from pretrain.stream_loader import StreamLoader
 from zoo.errors import UsageError
+from zoo.images import Preprocess
 
 
 def pretrain(
@@ -271,20 +272,23 @@ def _live(recipe: Recipe, job: Job, data: Sources, probe: Probe | None) -> LiveS
     )
     if every is None or not isinstance(job.state.objective, Observed):
         return None
-    if not isinstance(data.train, ImageIndex):  # a stream holds no images to come back to
-        return None
     return LiveSignal(
-        FixedImages.choose(
-            data.train,
-            count=signal.images,
-            seed=training.seed,
-            image_size=recipe.student.image_size,
-        ),
+        _looked_at(recipe, data.train),
         every=every,
         steps=job.steps,
         device=job.world.device,
         autocast=lambda: training.autocast(job.world.device),
         probe=probe,
+    )
+
+
+def _looked_at(recipe: Recipe, train: ImageIndex | ShardSet) -> FixedImages | StreamedImages:
+    count, seed = recipe.signal.images, recipe.training.seed
+    size = recipe.student.image_size
+    if isinstance(train, ImageIndex):
+        return FixedImages.choose(train, count=count, seed=seed, image_size=size)
+    return StreamedImages(
+        data=train, count=count, seed=seed, preprocess=Preprocess(image_size=size)
     )
 
 

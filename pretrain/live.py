@@ -29,6 +29,8 @@ from pretrain.index import ImageIndex
 from pretrain.log import RunLog
 from pretrain.objective import Observation, Observed
 from pretrain.observe import rankme
+from pretrain.shards import ShardSet
+from pretrain.stream import Deal, Reader
 from zoo.errors import DataError
 from zoo.images import Preprocess
 
@@ -108,8 +110,37 @@ class FixedImages:
                 continue  # training quarantines it when it comes there
             read.append(number)
         labels = self.index.labels
-        images = torch.stack(crops) if crops else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-        return images, None if labels is None else _as_labels(labels[np.array(read, np.int64)])
+        return _stack(crops), None if labels is None else _as_labels(
+            labels[np.array(read, np.int64)]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamedImages:
+    """A few images of a stream, the same ones throughout; nothing is said of their classes."""
+
+    data: ShardSet
+    count: int
+    """At most."""
+    seed: int
+    preprocess: Preprocess
+
+    def read(self) -> tuple[Tensor, None]:
+        """(M, 3, S, S) uint8 by the evaluation transform, without what cannot be read.
+
+        Raises DataError, IntegrityError, NetworkError for shards that cannot.
+        """
+        deal = Deal(shards=len(self.data.shards), rank=0, world=1, readers=1, seed=self.seed)
+        reader = Reader(self.data, deal, 0, buffer=1)
+        crops = []
+        for entry in reader.some(self.count):
+            with contextlib.suppress(DataError):
+                crops.append(self.preprocess.eval_crop(reader.pixels(entry)))
+        return _stack(crops), None
+
+
+def _stack(crops: list[Tensor]) -> Tensor:
+    return torch.stack(crops) if crops else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
 
 
 def _as_labels(labels: np.ndarray) -> Tensor:
@@ -130,7 +161,7 @@ class LiveSignal:
 
     def __init__(
         self,
-        chosen: FixedImages,
+        chosen: FixedImages | StreamedImages,
         *,
         every: int,
         steps: int,

@@ -16,6 +16,9 @@ from zoo.errors import Exit, LostRankError, UsageError, ZooError
 from zoo.files import atomic_json
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_LASTING = frozenset(Exit) - {Exit.BUG, Exit.NETWORK, Exit.LOST_RANK}
+"""What a restart does not cure."""
+_LOOK_SECONDS = 0.5
 _OURS = ("--nproc", "--nodes", "--rendezvous", "--restarts")
 """Options of the launcher, which the ranks must not see again.  Each takes a value."""
 SHUTDOWN_SECONDS = 120
@@ -58,8 +61,9 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
     run = RunFolder(folder)
     if ranks.nodes == 1:
         with run.hold():  # a folder in use is refused at once, and in our own words
-            run.exit.unlink(missing_ok=True)
             run.failures.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where the folder cannot be used, the ranks say why
+        run.exit.unlink(missing_ok=True)
     threads = max(1, (os.cpu_count() or 1) // ranks.nproc)
     child = subprocess.Popen(
         [*_torchrun(ranks, run), "-m", "--", "zoo", *_for_ranks(words)],
@@ -78,7 +82,7 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
         for number in _SIGNALS
     }
     try:
-        code = child.wait()
+        code = _wait(child, run) if ranks.restarts else child.wait()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -89,6 +93,22 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
         with contextlib.suppress(ZooError):  # a full disk must not hide it
             atomic_json(run.exit, {**read_object(run.exit), **error.as_dict()})
     raise error
+
+
+def _wait(child: subprocess.Popen, run: RunFolder) -> int:
+    """torchrun's exit code; it is kept from restarts that would come to the same end.
+
+    Of several machines each watches the folder: torchrun knows of its own ranks alone, and would
+    wait for machines that have ended for good.
+    """
+    told = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(_LOOK_SECONDS)
+        said = run.last_words()
+        if said and said.code in _LASTING and not told:
+            child.send_signal(signal.SIGTERM)
+            told = True
 
 
 def _torchrun(ranks: Ranks, run: RunFolder) -> list[str]:

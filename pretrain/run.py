@@ -28,8 +28,6 @@ from zoo.files import atomic_json, disk_errors, process_alive, sweep
 
 _SHARED_SECONDS = 10.0
 """How long a network file system may take to show a new file."""
-_LASTING = frozenset(Exit) - {Exit.BUG, Exit.NETWORK, Exit.LOST_RANK}
-"""What a restart does not cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +177,8 @@ class RunFolder:
     def report_exit(self, world: World) -> Iterator["Progress"]:
         """Write ``exit.json`` however the block ends: torchrun itself always exits with 1.
 
-        The first rank to fail for a reason of its own has the word.  Where torchrun started the
-        ranks anew after a failure that would come again, that failure is raised again at once.
+        The first rank to fail for a reason of its own has the word.
         """
-        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        # Only the machine that lost a rank counts this as a restart: ask all, or some would wait.
-        if any(world.gather(restarted)):
-            error = world.from_main(self.last_words())
-            if error and error.code in _LASTING:
-                raise error
         if world.is_main:
             self.exit.unlink(missing_ok=True)
         world.barrier()

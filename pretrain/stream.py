@@ -10,10 +10,11 @@ continue at a position, the numbers are shuffled again without bytes: shards who
 are not even opened, others are read over, header by header.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import BinaryIO
 
 import numpy as np
@@ -29,6 +30,8 @@ BUFFER = 1000
 """Samples, where a recipe names no other number."""
 _INITIAL = 100
 """Samples in the buffer before the first is drawn, at most."""
+_SPREAD = 16
+"""Shards that a few samples are taken from, if there are so many."""
 MOST_IMAGE_BYTES = 64 << 20
 """Of an image's file; a larger one is taken for unreadable and never read."""
 
@@ -106,6 +109,16 @@ class Reader:
                     continue
                 yield entry if entry.image is not None else self._filled(entry)
             self._tables.clear()
+
+    def some(self, samples: int) -> Iterator[Entry]:
+        """A few entries, the same ones at any time: the first of each of several shards.
+
+        Raises as ``entries``.
+        """
+        hand = self.deal.hand(self.number, 0)
+        each = math.ceil(samples / min(_SPREAD, len(hand)))
+        found = (entry for shard in hand for entry in islice(self._through(0, shard, 0), each))
+        return islice(found, samples)
 
     def _length(self, epoch: int) -> int | None:
         """Samples of a pass; None where that is not known yet."""

@@ -98,6 +98,12 @@ class TinyMIM:
                 where=f"method.targets: {', '.join(self.targets) or 'empty'}",
                 fix="name each target once, for example method.targets=[qk,vv]",
             )
+        if not self.softmax and not {*self.targets} & RELATIONS.keys():
+            raise UsageError(
+                "a softmax is over the keys of relations, and there is no relation to learn",
+                where=f"method.softmax, method.targets: {', '.join(self.targets)}",
+                fix="leave method.softmax out, or name a relation such as qk",
+            )
         if self.mask_ratio and visible_patches(student, self.mask_ratio) < 1:
             raise UsageError(
                 f"a mask ratio of {self.mask_ratio} leaves no visible patch of {student.patches}",
@@ -156,6 +162,11 @@ class Distillation(nn.Module):
         self.fresh = never_trained(student.depth, method.reads) if self.decoder is None else ()
         for name in self.fresh:
             self.student.get_parameter(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Distillation":
+        """The teacher's stochastic depth rests where the student's does."""
+        self.teacher.train(mode)
+        return super().train(mode)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         student_view, teacher_view = two_views(batch.images, batch.draws, self.method.jitter)

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from pretrain.bounds import Count, Rate
-from pretrain.distillation import QKV, Place, read
+from pretrain.distillation import OUTPUT, QKV, Place, read
 from pretrain.teachers.frozen import Frozen, FrozenTokens, Precision
 from zoo.card import TeacherRecord
 from zoo.errors import UsageError
@@ -53,13 +53,13 @@ class ViTTeacher:
             locate(self.source), image_size=student.image_size, blocks=blocks, device=device
         )
         config = model.config
-        block = self.block or config.depth
-        if block > config.depth:
+        if self.block and self.block > config.depth:
             raise UsageError(
-                f"the teacher has no block {block}: it has {config.depth}",
+                f"the teacher has no block {self.block}: it has {config.depth}",
                 where="method.teacher.block",
                 fix=f"choose a block of 1 … {config.depth}",
             )
+        block = config.depth if reads == OUTPUT else self.block or config.depth
         if config.patch != student.patch:
             raise UsageError(
                 f"the teacher's patches are {config.patch} px, the student's {student.patch} px: "
@@ -84,14 +84,21 @@ class ViTTeacher:
 
 
 def _require_trained(model: Model, block: int, reads: frozenset[Place]) -> None:
-    """A TinyMIM student's last block adds nothing: its branches were never trained."""
-    untrained = sorted(reads & {"attention", "ffn"})
-    if untrained and block > model.last_trained_block:
+    """A TinyMIM student's last block may add nothing: then its branches were never trained."""
+    fresh = model.card.fresh_parameters if model.card else []
+    ends = {"attention": "attn.proj.weight", "ffn": "mlp.fc2.weight"}
+    untrained = [
+        name
+        for name, end in ends.items()
+        if name in reads
+        and (block > model.last_trained_block or f"blocks.{block - 1}.{end}" in fresh)
+    ]
+    if untrained:
         raise UsageError(
-            f"block {block} of this teacher was trained up to its qkv projection only: "
-            f"there is no {' or '.join(untrained)} feature in it",
+            f"the {' and '.join(untrained)} of block {block} of this teacher was never trained: "
+            "there is nothing to learn from it",
             where=f"method.targets, teacher {model.name}",
-            fix=f"set method.teacher.block={model.last_trained_block}, or choose other targets",
+            fix=f"set method.teacher.block={max(block - 1, 1)}, or choose other targets",
         )
 
 
@@ -127,11 +134,11 @@ class FrozenViT(Frozen):
         self.train()
 
     def train(self, mode: bool = True) -> "FrozenViT":
-        """In eval mode as ever, but for stochastic depth: a rate that the recipe gave is meant."""
+        """In eval mode as ever, but for stochastic depth, whose rate the recipe gives."""
         super().train(mode)
         for part in self.modules():
             if isinstance(part, DropPath):
-                part.training = True
+                part.training = mode
         return self
 
 

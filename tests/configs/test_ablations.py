@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import make_model
@@ -23,6 +24,75 @@ COUNTS = {5: 2, 6: 6, 7: 3, 8: 9, 10: 4, 11: 6, 12: 2, 13: 4}
 STEPS = 20
 
 
+CHOSEN = {
+    "student": 768,
+    "heads": 12,
+    "teacher": "hf-hub:timm/vit_large_patch16_224.mae",
+    "block": 18,
+    "targets": "qk vv",
+    "softmax": True,
+    "mask": 0.0,
+    "reconstruction": 0.0,
+    "teacher_drops": 0.0,
+    "drops": 0.1,
+    "epochs": 100,
+}
+"""84.6 % top-1, the best of Tables 7, 12 and 13."""
+_MAE_B = {"teacher": "hf-hub:timm/vit_base_patch16_224.mae", "block": None}
+_SMALL, _TINY = {"student": 384, "heads": 6}, {"student": 192, "heads": 3}
+_LONG = {"epochs": 300}
+_SMALL_LONG = {**_SMALL, **_LONG, "teacher": "runs/tinymim-vit-b/export", "block": None}
+_TINY_LONG = {**_TINY, **_LONG, "teacher": "runs/tinymim-vit-s/export", "block": None}
+_RECONSTRUCTED = {"mask": 0.75, "reconstruction": 1.0}
+PAPER: dict[str, tuple[str, dict[str, Any]]] = {
+    "table-5-class-token": ("80.6", {"targets": "class_token"}),
+    "table-5-class-token-reconstruction": ("82.1", {"targets": "class_token", **_RECONSTRUCTED}),
+    "table-6-output": ("83.7", {"targets": "output", "block": None}),
+    "table-6-ffn": ("84.2", {"targets": "ffn"}),
+    "table-6-ffn-residual": ("81.8", {"targets": "block"}),
+    "table-6-attention": ("84.1", {"targets": "attention"}),
+    "table-6-attention-residual": ("81.3", {"targets": "attention_residual"}),
+    "table-6-qkv": ("84.3", {"targets": "q k v"}),
+    "table-7-qq-kk-vv-plain": ("84.4", {"targets": "qq kk vv", "softmax": False}),
+    "table-7-qq-kk-vv": ("84.5", {"targets": "qq kk vv"}),
+    "table-7-qk-vv-plain": ("84.4", {"softmax": False}),
+    "table-8-t-class-token": ("70.6", {**_TINY_LONG, "targets": "class_token"}),
+    "table-8-t-feature": ("73.4", {**_TINY_LONG, "targets": "q k v"}),
+    "table-8-t-relation": ("75.8", _TINY_LONG),
+    "table-8-s-class-token": ("79.6", {**_SMALL_LONG, "targets": "class_token"}),
+    "table-8-s-feature": ("80.8", {**_SMALL_LONG, "targets": "q k v"}),
+    "table-8-s-relation": ("83.0", _SMALL_LONG),
+    "table-8-b-class-token": ("82.6; mIoU 46.2 (Table 9)", {"targets": "class_token", **_LONG}),
+    "table-8-b-feature": ("83.8; mIoU 47.7 (Table 9)", {"targets": "q k v", **_LONG}),
+    "table-8-b-relation": ("85.0; mIoU 52.2 (Table 9)", _LONG),
+    "table-10-block-12": ("83.6; mIoU 48.7", {"block": 12}),
+    "table-10-block-15": ("84.1; mIoU 49.8", {"block": 15}),
+    "table-10-block-21": ("84.8; mIoU 50.6", {"block": 21}),
+    "table-10-block-24": ("84.4; mIoU 50.0", {"block": 24}),
+    "table-11-s-from-mae-b": ("82.3", {**_SMALL, **_MAE_B}),
+    "table-11-s-from-mae-l": ("82.1", _SMALL),
+    "table-11-s-from-tinymim-b": (
+        "82.6",
+        {**_SMALL, "teacher": "runs/ablations/export", "block": None},
+    ),
+    "table-11-t-from-mae-s": (
+        "74.1",
+        {**_TINY, "teacher": "runs/mae-vit-s/export", "block": None},
+    ),
+    "table-11-t-from-mae-b": ("74.4", {**_TINY, **_MAE_B}),
+    "table-11-t-from-tinymim-s": (
+        "75.0",
+        {**_TINY, "teacher": "runs/ablations-table-11-s-from-mae-b/export", "block": None},
+    ),
+    "table-12-masked": ("83.9", {"mask": 0.75}),
+    "table-12-masked-reconstruction": ("84.0", _RECONSTRUCTED),
+    "table-13-teacher-0-student-0": ("84.3", {"drops": 0.0}),
+    "table-13-teacher-0-student-2": ("84.3", {"drops": 0.2}),
+    "table-13-teacher-0-student-3": ("84.1", {"drops": 0.3}),
+    "table-13-teacher-1-student-1": ("83.9", {"teacher_drops": 0.1}),
+}
+
+
 def test_every_table_is_there() -> None:
     tables = [int(name.split("-")[1]) for name in NAMED]
     assert {table: tables.count(table) for table in tables} == COUNTS
@@ -31,12 +101,30 @@ def test_every_table_is_there() -> None:
     assert sum("(Table 9)" in named.figure for named in NAMED.values()) == 3
 
 
-def test_every_row_has_the_papers_figure() -> None:
-    for name, named in NAMED.items():
-        top1 = re.match(r"\d\d\.\d", named.figure)
-        assert top1, name
-        assert 70 < float(top1[0]) < 86
-        assert named.overrides, name
+def settled(recipe: Recipe) -> dict[str, Any]:
+    """What the rows of the tables differ in."""
+    method = recipe.method
+    assert isinstance(method, TinyMIM)
+    return {
+        "student": recipe.student.width,
+        "heads": recipe.student.heads,
+        "teacher": method.teacher.source,
+        "block": method.teacher.block,
+        "targets": " ".join(method.targets),
+        "softmax": method.softmax,
+        "mask": method.mask_ratio,
+        "reconstruction": method.reconstruction.weight,
+        "teacher_drops": method.teacher.drop_path,
+        "drops": method.drop_path,
+        "epochs": recipe.training.epochs,
+    }
+
+
+def test_every_row_is_the_papers_with_its_figure() -> None:
+    rows = {name: (named.figure, find_recipe("ablations", [name])) for name, named in NAMED.items()}
+    found = {name: (figure, settled(recipe)) for name, (figure, recipe) in rows.items()}
+    assert settled(find_recipe("ablations", [])) == CHOSEN
+    assert found == {name: (figure, {**CHOSEN, **row}) for name, (figure, row) in PAPER.items()}
 
 
 def test_no_two_rows_are_the_same_run() -> None:
@@ -66,7 +154,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each teacher of the recipes an eighth as wide and a quarter as deep."""
+    """Each teacher of the recipes an eighth as wide, and a third or a quarter as deep."""
     folder = tmp_path_factory.mktemp("teachers")
     for size in SIZES:
         make_model(folder / size, SIZES[size], seed=1)
@@ -74,7 +162,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SIZES = {
-    "l": ViTConfig(width=128, depth=6, heads=16, patch=8, image_size=32),
+    "l": ViTConfig(width=128, depth=8, heads=16, patch=8, image_size=32),
     "b": ViTConfig(width=96, depth=3, heads=12, patch=8, image_size=32),
     "s": ViTConfig(width=48, depth=3, heads=6, patch=8, image_size=32),
 }
@@ -90,7 +178,7 @@ def in_small(recipe: Recipe, photos: Path, teachers: Path) -> Recipe:
     )
     teacher = replace(method.teacher, source=str(teachers / size), relation_heads=None)
     if teacher.block:
-        teacher = replace(teacher, block=teacher.block // 4)
+        teacher = replace(teacher, block=teacher.block // 3)
     return replace(
         recipe,
         student=small,

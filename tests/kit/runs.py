@@ -32,6 +32,7 @@ import pretrain.methods.mae
 import pretrain.methods.tinymim  # noqa: F401
 from eval.run import evaluate  # noqa: F401
 from eval.segmentation.packages import import_mmseg
+from pretrain.data import Order
 from pretrain.log import CLOCK_FIELDS, read_log
 from zoo.cli import main
 
@@ -207,6 +208,12 @@ def wait_for_row(out: Path, started: Run, rows: int = 1) -> None:
         assert started.running
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def met_in_step(step: int, rank: int = 0, world: int = 1) -> int:
+    """An image of a tiny run that this rank meets first in this step (counted from 0)."""
+    order = Order(samples=36, global_batch=8, rank_batch=4, rank=rank, world=world)
+    return int(next(order.micro_batches(step, step + 1))[1][0])
 
 
 def zoo(command: list[str]) -> int:

@@ -29,6 +29,7 @@ from runs import (
     TINY_MAE,
     Run,
     last_words,
+    met_in_step,
     outcome,
     run,
     wait_for_row,
@@ -185,12 +186,14 @@ def test_a_teacher_of_other_bytes_than_its_record(photos: Path, tmp_path: Path) 
 
 def test_out_of_memory_says_what_to_lower(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    settings = {**POISON, "method.where": "memory", "method.sample": "0", "training.steps": "20"}
+    settings = {**POISON, "method.where": "memory", "training.steps": "20"}
+    settings |= {"method.sample": str(met_in_step(2))}  # after the first checkpoint
     assert run(words(POISONED, photos, out, settings)) == [1]
     told = last_words(out)
     where, fix = "rank 0 of 1, cpu", "lower training.rank_batch"
     assert_error(told, Exit.BUG, what="out of memory: can't allocate", where=where, fix=fix)
     assert "data.workers" in told["fix"]
+    assert [place.name for place in (out / "checkpoints").iterdir()] == ["step-2"]
     assert problems_of(out / "checkpoints") == []
 
 

@@ -8,10 +8,9 @@ import torch
 from faults import assert_error, problems_of
 from models import make_model
 from photos import make_photos
-from runs import POISONED, TINY, TINY_MAE, Run, last_words, outcome, run, words, zoo
+from runs import POISONED, TINY, TINY_MAE, Run, last_words, met_in_step, outcome, run, words, zoo
 from safetensors.torch import load_file
 
-from pretrain.data import Order
 from pretrain.index import open_index
 from pretrain.log import read_log
 from zoo.errors import Exit
@@ -31,12 +30,6 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-def met_in_step(step: int, rank: int) -> int:
-    """An image that this rank meets first in this step (counted from 0)."""
-    order = Order(samples=36, global_batch=8, rank_batch=4, rank=rank, world=2)
-    return int(next(order.micro_batches(step, step + 1))[1][0])
-
-
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_nan_on_one_rank_stops_all_with_the_last_good_state(
     photos: Path, tmp_path: Path, where: str
@@ -48,7 +41,7 @@ def test_nan_on_one_rank_stops_all_with_the_last_good_state(
         "training.save_every_steps": "100",
         "method.where": where,
     }
-    poison = {"method.sample": str(met_in_step(2, rank=1))}
+    poison = {"method.sample": str(met_in_step(2, rank=1, world=2))}
     out = tmp_path / "run"
     assert run(words(POISONED, photos, out, {**settings, **poison}), ranks=2) == [7, 7]
     left, where = last_words(out), "step 3; the state before it is saved as checkpoints/step-2"
@@ -71,7 +64,7 @@ def test_nan_on_one_rank_stops_all_with_the_last_good_state(
 
 def test_nan_right_at_the_start_of_a_single_rank(photos: Path, tmp_path: Path) -> None:
     settings = {**PLAIN, "method.rank": "0", "training.log_every_steps": "5"}
-    index = met_in_step(0, rank=0)
+    index = met_in_step(0, rank=0, world=2)
     out = tmp_path / "run"
     command = words(POISONED, photos, out, {**settings, "method.sample": str(index)})
     assert zoo(command) == 7
@@ -260,7 +253,7 @@ def test_a_rank_that_is_lost_is_named(photos: Path, tmp_path: Path, how: str, lo
     out = tmp_path / "run"
     settings = {
         **PLAIN,
-        "method.sample": str(met_in_step(2, rank=lost)),
+        "method.sample": str(met_in_step(2, rank=lost, world=2)),
         "method.rank": str(lost),
         "method.where": how,
         "training.rank_timeout_seconds": "2",

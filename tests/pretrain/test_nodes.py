@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,18 @@ def test_two_machines_make_what_two_ranks_of_one_make(
     assert outcome(two) == outcome(one)
 
 
+@pytest.mark.parametrize(("machine", "restarts"), [(0, 1), (1, 0), (1, 1)])
 def test_a_signal_to_one_machine_stops_both_with_the_state_saved(
-    machines: None, photos: Path, tmp_path: Path
+    machines: None, photos: Path, tmp_path: Path, machine: int, restarts: int
 ) -> None:
+    """That of rank 0, where both meet, or the other one; where restarts are left, none is made."""
     out = tmp_path / "run"
-    started = both(lambda _: words("mae-vit-t", photos, out, LONG))
+    started = both(lambda _: words("mae-vit-t", photos, out, LONG), "--restarts", f"{restarts}")
     wait_for_rows(out, started)
-    started[1].send_signal(signal.SIGTERM)  # the machine without rank 0
+    began = time.monotonic()
+    started[machine].send_signal(signal.SIGTERM)
     codes, said = end(started)
+    assert time.monotonic() - began < 60
     assert codes == [75, 75], said
     assert last_words(out)["code"] == 75
 

@@ -15,16 +15,16 @@ from runs import POISONED, TINY, TINY_MAE, last_words, outcome, words
 from torchruns import ranks_at_work, wait_for_rows
 
 from pretrain import ranks
-from zoo.errors import Exit, LostRankError, UsageError
+from zoo.errors import Exit, LostRankError, UsageError, ZooError
 
 SHORT = {**TINY_MAE, "training.steps": "2"}
 DISTURBED = {**TINY_MAE, "training.steps": "300", "training.save_every_steps": "20"}
 LONG = {**TINY_MAE, "training.steps": "1000000", "training.save_every_steps": "1000000"}
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
+def start(command: list[str], nproc: int = 2) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "zoo", *command, "--nproc", "2"],
+        [sys.executable, "-m", "zoo", *command, "--nproc", f"{nproc}"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -63,14 +63,17 @@ def test_words_of_the_ranks_do_not_start_ranks_again() -> None:
     assert ranks._for_ranks(given) == ["pretrain", "x", "a.b=1", "--out", "o"]
 
 
+@pytest.mark.parametrize(
+    "asked", [ranks.Ranks(nproc=2), ranks.Ranks(nodes=2, rendezvous="127.0.0.1")]
+)
 def test_words_left_by_an_earlier_run_are_not_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: ranks.Ranks
 ) -> None:
     """torchrun may fail before a rank is there to take its last words back."""
     (tmp_path / "exit.json").write_text('{"code": 0, "error": ""}')
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LostRankError, match="ended with code 1"):
-        ranks.start_ranks(ranks.Ranks(nproc=2), ["pretrain", "x"], tmp_path)
+        ranks.start_ranks(asked, ["pretrain", "x"], tmp_path)
 
 
 def test_folder_in_use_is_refused_before_any_rank_starts(
@@ -79,6 +82,26 @@ def test_folder_in_use_is_refused_before_any_rank_starts(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with ranks.RunFolder(tmp_path).hold(), pytest.raises(UsageError, match="another run"):
         ranks.start_ranks(ranks.Ranks(nproc=2), ["pretrain", "x"], tmp_path)
+
+
+@pytest.mark.parametrize(("code", "waits"), [(7, False), (75, False), (8, True), (5, True)])
+def test_no_restart_is_waited_for_that_would_come_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, waits: bool
+) -> None:
+    left = json.dumps({"code": code, "error": "told by a rank", "where": "a rank", "fix": "try"})
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text(f"#!/bin/sh\necho '{left}' > {tmp_path}/exit.json\nexec sleep 3\n")
+    torchrun.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(torchrun))
+    began = time.monotonic()
+    asked = ranks.Ranks(nproc=2, restarts=9)
+    if waits:  # it exits with 0: the restarts brought the run to its end
+        ranks.start_ranks(asked, ["pretrain", "x"], tmp_path)
+    else:
+        with pytest.raises(ZooError, match="told by a rank") as caught:
+            ranks.start_ranks(asked, ["pretrain", "x"], tmp_path)
+        assert caught.value.code == code
+    assert (time.monotonic() - began > 3) == waits
 
 
 @pytest.mark.slow
@@ -228,16 +251,19 @@ def test_a_restart_does_not_meet_an_error_that_would_come_again(
     assert started.returncode == 7, errors
     assert list((tmp_path / "run" / "checkpoints").iterdir())
     assert "continuing from step" not in errors
+    assert errors.count("error: a loss or a gradient is not finite") <= 3  # two ranks, the launcher
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["torchrun", "launcher"])
-def test_nobody_outlives_a_killed_parent(photos: Path, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize(("who", "nproc"), [("torchrun", 1), ("torchrun", 2), ("launcher", 2)])
+def test_nobody_outlives_a_killed_parent(
+    photos: Path, tmp_path: Path, who: str, nproc: int
+) -> None:
     out = tmp_path / "run"
-    started = start(words("mae-vit-t", photos, out, LONG))
+    started = start([*words("mae-vit-t", photos, out, LONG), "--restarts", "1"], nproc)
     wait_for_rows(out, [started])
     below = descendants(started.pid)
-    assert len(below) >= 3  # torchrun and two ranks
+    assert len(below) >= 1 + nproc  # torchrun, and the ranks
     torchrun = next(p for p in below if _parent(p) == started.pid)
     os.kill(torchrun if who == "torchrun" else started.pid, signal.SIGKILL)
     started.communicate(timeout=60)
