@@ -66,7 +66,7 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
         run.exit.unlink(missing_ok=True)
     threads = max(1, (os.cpu_count() or 1) // ranks.nproc)
     child = subprocess.Popen(
-        [*_torchrun(ranks, run), "-m", "--", "zoo", *_for_ranks(words)],
+        [*_command(ranks, run), "-m", "--", "zoo", *_for_ranks(words)],
         env={
             "OMP_NUM_THREADS": str(threads),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
@@ -77,12 +77,10 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
         start_new_session=True,
         preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
-    handlers = {
-        number: signal.signal(number, lambda *_: child.send_signal(signal.SIGTERM))
-        for number in _SIGNALS
-    }
+    torchrun = _Torchrun(child)
+    handlers = {number: signal.signal(number, torchrun.stop) for number in _SIGNALS}
     try:
-        code = _wait(child, run) if ranks.restarts else child.wait()
+        code = torchrun.wait_for_good(run) if ranks.restarts else child.wait()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -95,23 +93,30 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
     raise error
 
 
-def _wait(child: subprocess.Popen, run: RunFolder) -> int:
-    """torchrun's exit code; it is kept from restarts that would come to the same end.
+@dataclass(slots=True)
+class _Torchrun:
+    process: subprocess.Popen
+    stopped: bool = False
 
-    Of several machines each watches the folder: torchrun knows of its own ranks alone, and would
-    wait for machines that have ended for good.
-    """
-    told = False
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return child.wait(_LOOK_SECONDS)
-        said = run.last_words()
-        if said and said.code in _LASTING and not told:
-            child.send_signal(signal.SIGTERM)
-            told = True
+    def stop(self, *_: object) -> None:
+        self.stopped = True
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait_for_good(self, run: RunFolder) -> int:
+        """Its exit code; it is kept from restarts that would come to the same end.
+
+        Of several machines each watches the folder: torchrun knows of its own ranks alone, and
+        would wait for machines that have ended for good.
+        """
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(_LOOK_SECONDS)
+            said = run.last_words()
+            if said and said.code in _LASTING and not self.stopped:
+                self.stop()
 
 
-def _torchrun(ranks: Ranks, run: RunFolder) -> list[str]:
+def _command(ranks: Ranks, run: RunFolder) -> list[str]:
     command = [sys.executable, "-m"]
     if ranks.nodes == 1:
         command += ["pretrain.agent", str(run.failures.absolute())]

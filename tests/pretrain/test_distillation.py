@@ -383,13 +383,8 @@ def test_a_branch_that_was_never_trained_teaches_nothing(teacher: Path, tmp_path
 
 def test_after_attention_alone_the_mlp_teaches_nothing(teacher: Path, tmp_path: Path) -> None:
     made = built(teacher, targets=("attention",)).export()
-    card = Card(
-        name="s",
-        method="tinymim",
-        heads=3,
-        last_trained_block=made.last_trained_block,
-        fresh_parameters=list(made.fresh),
-    )
+    facts: dict[str, Any] = {"last_trained_block": 3, "fresh_parameters": [*made.fresh]}
+    card = Card(name="s", method="tinymim", heads=3, **facts)
     student = tmp_path / "s"
     save_model(student, STUDENT, made.weights, card)
     with pytest.raises(UsageError, match="the ffn of block 3 of this teacher was never"):
