@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pretrain.log import read_log
+from pretrain.log import known_bad, read_log
 from pretrain.run import RunFolder
 from zoo.errors import Exit, UsageError
 from zoo.leaks import portable
@@ -134,7 +134,7 @@ def read_story(folder: Path) -> Story:
         steps=_steps(recipe, notes),
         ended=portable(ended) if ended else None,
         running=running,
-        quarantined=_lines(folder / "quarantine.jsonl"),
+        quarantined=len(known_bad(folder / "quarantine.jsonl")),
         checkpoints=checkpoints,
         exports=[place.name for place in (run.export, run.best) if place.is_dir()],
     )
@@ -191,7 +191,3 @@ def _seconds(rows: Rows) -> float:
     clock = [row["seconds"] for row in rows if "seconds" in row]
     ends = [a for a, b in itertools.pairwise(clock) if b < a]
     return sum([*ends, *clock[-1:]])
-
-
-def _lines(place: Path) -> int:
-    return place.read_bytes().count(b"\n") if place.exists() else 0

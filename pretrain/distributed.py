@@ -17,12 +17,8 @@ from torch import Tensor
 from zoo.errors import LostRankError, UsageError
 
 _PR_SET_PDEATHSIG = 1
-OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""torchrun's environment where it may restart ranks: each start then has a store of its own.
-
-Otherwise all starts share one, in which ranks find the addresses of ranks that are gone, and wait
-for them (pytorch issue 135712; its remedy is undone where the rendezvous keeps the first address).
-"""
+TORCHRUN = "TINYZOO_TORCHRUN"
+"""Environment of ranks that ``zoo`` started: the pid of their torchrun."""
 T = TypeVar("T")
 
 
@@ -145,6 +141,16 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def require_devices(place: torch.device, ranks: int) -> None:
+    """Raise UsageError unless each of so many ranks on this machine can have a device."""
+    if place.type == "cuda" and ranks > torch.cuda.device_count():
+        raise UsageError(
+            f"there is no CUDA device for local rank {ranks - 1}",
+            where=f"{torch.cuda.device_count()} devices here",
+            fix=f"start at most --nproc {torch.cuda.device_count()} ranks on this machine",
+        )
+
+
 @contextlib.contextmanager
 def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[World]:
     """Join the ranks that torchrun (or anything that sets its variables) started; or be alone.
@@ -154,19 +160,14 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = choose_device(device)
     if place.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"there is no CUDA device for local rank {local_rank}",
-                where=f"{torch.cuda.device_count()} devices here",
-                fix=f"start at most --nproc {torch.cuda.device_count()} ranks on this machine",
-            )
+        require_devices(place, local_rank + 1)
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:
-        _require_own_store()
+        _require_launcher()
     if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may start one rank alone
-        die_with_parent()
+        die_with_parent(int(os.environ.get(TORCHRUN, "0")) or None)
     if size == 1:
         yield World(device=place)
         return
@@ -181,14 +182,14 @@ def start_world(device: str = "auto", timeout_seconds: float = 600) -> Iterator[
             dist.destroy_process_group()
 
 
-def _require_own_store() -> None:
+def _require_launcher() -> None:
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        setting = " ".join(f"{name}={value}" for name, value in OWN_STORE.items())
+    if restarts != "0" and TORCHRUN not in os.environ:
         raise UsageError(
-            "ranks that torchrun restarts would look for ranks of the first start, and wait",
+            "ranks that torchrun restarts by itself would look for those of the first start, and "
+            "wait; nor would it know which errors come again",
             where=f"torchrun --max-restarts {restarts}",
-            fix=f"set {setting} for torchrun, or start it by zoo pretrain --restarts",
+            fix="leave it out, or let zoo pretrain --restarts start torchrun",
         )
 
 

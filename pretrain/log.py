@@ -99,7 +99,7 @@ class RunLog:
     ) -> None:
         self.active = active
         self._bad_path = folder / "quarantine.jsonl"
-        self.bad = _known_bad(self._bad_path)
+        self.bad = known_bad(self._bad_path)
         if not active:
             return
         self._batch = batch
@@ -185,8 +185,8 @@ class RunLog:
             with disk_errors(Path("/dev/stderr")):
                 self.console.print(text, highlight=False, soft_wrap=True)
 
-    def quarantine(self, batch: Batch, describe: Any) -> int:
-        """Record images that could not be read; returns how many were new.
+    def quarantine(self, batch: Batch, describe: Any) -> list[int]:
+        """Record images that could not be read; returns those that no rank is known to have met.
 
         Every rank appends its own lines; a short append is one write.
         """
@@ -196,7 +196,7 @@ class RunLog:
             line = json.dumps({"index": index, "file": describe(index), "why": why}) + "\n"
             with disk_errors(self._bad_path), self._bad_path.open("a") as file:
                 file.write(line)
-        return len(new)
+        return [index for index, _ in new]
 
     def diverged(self, step: int, indices: list[list[int]], describe: Any) -> None:
         """Keep the images, by rank, of the step whose loss or gradient is not finite."""
@@ -232,7 +232,8 @@ def _numbers(part: Part, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"{plain}/block_{number}", sum(heads) / len(heads)
 
 
-def _known_bad(path: Path) -> set[int]:
+def known_bad(path: Path) -> set[int]:
+    """The images that a ``quarantine.jsonl`` names."""
     known = set()
     if path.exists():
         for line in path.read_text().splitlines():

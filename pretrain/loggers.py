@@ -1,7 +1,7 @@
 """Where the rows of a run go: ``log.jsonl`` always; TensorBoard and W&B where the recipe says so.
 
 ``log.jsonl`` alone is exact: a run that was killed and continued ends with the very rows of an
-undisturbed one.  The others show the same rows, and none of them can stop a run.
+undisturbed one.  The others show the same rows; nothing of them can stop a run but a full disk.
 """
 
 import importlib.metadata

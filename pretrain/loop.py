@@ -324,7 +324,9 @@ class Watch:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._agreement = Agreement(job.world, size=3)
-        self._bad_images = len(job.log.bad)
+        self._bad = set(job.log.bad)
+        """Images that could not be read, as all ranks know."""
+        self._found: list[int] = []
         self._stop = False
         self._saved_at = time.monotonic()
         self._asked = False
@@ -332,25 +334,33 @@ class Watch:
     def look(self, batches: list[Batch]) -> bool:
         """Take note after a step; whether a checkpoint is due now."""
         job, step = self.job, self.job.state.step
-        new_bad = sum(job.log.quarantine(batch, job.describe) for batch in batches)
+        found = [i for batch in batches for i in job.log.quarantine(batch, job.describe)]
         # Asked once: among several ranks the answer comes a step later.
         ask = job.world.is_main and not self._asked and self._minutes_over()
         self._asked |= ask
-        signal, minutes, bad = self._agreement.exchange(job.signals.received, ask, new_bad)
+        signal, minutes, bad = self._agreement.exchange(job.signals.received, ask, len(found))
         self._stop = bool(signal)
-        self._bad_images += bad
+        if bad:
+            self._share(found if job.world.size == 1 else self._found)
+        self._found = found
         every = job.training.save_every_steps
         due = bool(minutes) or step % every == 0 or self._stop or self._too_many or job.done
         if due:
             self._saved_at, self._asked = time.monotonic(), False
         return due
 
+    def _share(self, found: list[int]) -> None:
+        """Tell every rank what was found in the step that was agreed on: another pass over the data
+        deals the same image to another rank."""
+        self._bad.update(*self.job.world.gather(found))
+        self.job.log.bad |= self._bad
+
     def stop_if_asked(self) -> None:
         """Raise what stops the run; its state has been saved."""
         job = self.job
         if self._too_many:
             raise DataError(
-                f"{self._bad_images} images could not be read; the limit is {job.max_bad}",
+                f"{len(self._bad)} images could not be read; the limit is {job.max_bad}",
                 where="the run folder's quarantine.jsonl lists them",
                 fix="raise data.max_bad and data.max_bad_share to continue, or repair them and "
                 "start anew (--out)",
@@ -367,7 +377,7 @@ class Watch:
 
     @property
     def _too_many(self) -> bool:
-        return self._bad_images > self.job.max_bad
+        return len(self._bad) > self.job.max_bad
 
     def _minutes_over(self) -> bool:
         minutes = self.job.training.save_every_minutes

@@ -111,22 +111,25 @@ def _bytes_needed(sizes: list[int]) -> int:
 
 
 def _plan(sizes: list[int], shard_bytes: int, *, labelled: bool) -> list[range]:
-    """Positions of each shard: consecutive, and of nearly equal numbers of bytes."""
+    """Positions of each shard: consecutive, as few as there can be, the fullest as small as then
+    can be.  An image that is larger than a shard stands alone."""
     ends = np.cumsum([_in_tar(size) + labelled * _in_tar(1) for size in sizes])
-    shards = min(len(sizes), -(-int(ends[-1]) // shard_bytes))
-    while True:
-        cuts = np.searchsorted(ends, ends[-1] * np.arange(1, shards) / shards, side="right")
-        bounds = [0, *cuts.tolist(), len(sizes)]
-        filled = [range(a, b) for a, b in itertools.pairwise(bounds) if b > a]
-        weights = [
-            int(ends[part[-1]]) - (int(ends[part[0] - 1]) if part[0] else 0) for part in filled
-        ]
-        over = any(
-            w > shard_bytes and len(part) > 1 for w, part in zip(weights, filled, strict=True)
-        )
-        if not over or shards == len(sizes):
-            return filled
-        shards += 1
+    fewest = len(_bounds(ends, shard_bytes))
+    low, high = int(ends[-1]) // fewest, shard_bytes
+    while high - low > 1:
+        limit = (low + high) // 2
+        enough = len(_bounds(ends, limit)) <= fewest
+        low, high = (low, limit) if enough else (limit, high)
+    return [range(a, b) for a, b in itertools.pairwise(_bounds(ends, high))]
+
+
+def _bounds(ends: np.ndarray, limit: int) -> list[int]:
+    """Where shards of no more than ``limit`` bytes begin, each as full as can be; and the end."""
+    bounds = [0]
+    while (start := bounds[-1]) < len(ends):
+        room = limit + (int(ends[start - 1]) if start else 0)
+        bounds.append(max(start + 1, int(np.searchsorted(ends, room, side="right"))))
+    return bounds
 
 
 def _write_all(

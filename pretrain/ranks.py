@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.distributed import OWN_STORE, die_with_parent
-from pretrain.run import RunFolder, read_object
-from zoo.errors import Exit, LostRankError, UsageError, ZooError
+from pretrain.distributed import die_with_parent
+from pretrain.run import LASTING, RunFolder, read_object
+from zoo.errors import Exit, LostRankError, PreemptedError, UsageError, ZooError
 from zoo.files import atomic_json
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_LASTING = frozenset(Exit) - {Exit.BUG, Exit.NETWORK, Exit.LOST_RANK}
-"""What a restart does not cure."""
 _LOOK_SECONDS = 0.5
+_OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Each start then has a store of its own.  Otherwise all share one, in which ranks find where ranks
+were that are gone, and wait for them (pytorch issue 135712: the rendezvous keeps the first one)."""
 _OURS = ("--nproc", "--nodes", "--rendezvous", "--restarts")
 """Options of the launcher, which the ranks must not see again.  Each takes a value."""
 SHUTDOWN_SECONDS = 120
@@ -71,14 +72,14 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
             "OMP_NUM_THREADS": str(threads),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
             **os.environ,
-            **(OWN_STORE if ranks.restarts else {}),
+            **(_OWN_STORE if ranks.restarts else {}),
         },
         # Ctrl-C reaches us alone, and each rank once: a third signal would end it unsaved.
         start_new_session=True,
         preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
     torchrun = _Torchrun(child)
-    handlers = {number: signal.signal(number, torchrun.stop) for number in _SIGNALS}
+    handlers = {number: signal.signal(number, torchrun.ask) for number in _SIGNALS}
     try:
         code = torchrun.wait_for_good(run) if ranks.restarts else child.wait()
     finally:
@@ -87,7 +88,9 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
     if code == 0:
         return
     error = _reason(run, ranks, code)
-    if error.code == Exit.LOST_RANK and ranks.nodes == 1:
+    if torchrun.asked and ranks.restarts and error.code == Exit.LOST_RANK:
+        error = _stopped_between_starts(run)
+    if ranks.nodes == 1:
         with contextlib.suppress(ZooError):  # a full disk must not hide it
             atomic_json(run.exit, {**read_object(run.exit), **error.as_dict()})
     raise error
@@ -96,9 +99,15 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
 @dataclass(slots=True)
 class _Torchrun:
     process: subprocess.Popen
+    asked: bool = False
+    """By a signal to us."""
     stopped: bool = False
 
-    def stop(self, *_: object) -> None:
+    def ask(self, *_: object) -> None:
+        self.asked = True
+        self.stop()
+
+    def stop(self) -> None:
         self.stopped = True
         self.process.send_signal(signal.SIGTERM)
 
@@ -112,16 +121,14 @@ class _Torchrun:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self.process.wait(_LOOK_SECONDS)
             said = run.last_words()
-            if said and said.code in _LASTING and not self.stopped:
+            if said and said.code in LASTING and not self.stopped:
                 self.stop()
 
 
 def _command(ranks: Ranks, run: RunFolder) -> list[str]:
-    command = [sys.executable, "-m"]
-    if ranks.nodes == 1:
-        command += ["pretrain.agent", str(run.failures.absolute())]
-    else:  # torchrun knows of this machine's ranks alone
-        command += ["torch.distributed.run"]
+    # Of several machines torchrun knows its own ranks alone, which does not tell who was first.
+    failures = str(run.failures.absolute()) if ranks.nodes == 1 else ""
+    command = [sys.executable, "-m", "pretrain.agent", failures]
     command += ["--nproc-per-node", str(ranks.nproc), "--max-restarts", str(ranks.restarts)]
     command += ["--signals-to-handle", ",".join(number.name for number in _SIGNALS)]
     if ranks.rendezvous is None:
@@ -155,6 +162,23 @@ def _reason(run: RunFolder, ranks: Ranks, code: int) -> ZooError:
         where=said.where if said else str(run.path),
         fix="look for what ended it above (SIGKILL is mostly memory); the same command continues",
     )
+
+
+def _stopped_between_starts(run: RunFolder) -> ZooError:
+    """What is left of a run that was asked to stop after a rank was lost, before it went on."""
+    if any(run.checkpoints.glob("step-*")):
+        return PreemptedError(
+            "stopped by a signal after a rank was lost, before all had started anew",
+            where=str(run.checkpoints),
+            fix="run the same command again to continue from the newest checkpoint",
+        )
+    error = ZooError(
+        "stopped by a signal after a rank was lost; nothing had been saved",
+        where=str(run.path),
+        fix="run the same command again",
+    )
+    error.code = Exit.TERMINATED
+    return error
 
 
 def _first_to_fail(failures: dict[str, Any], nproc: int, hung: bool) -> str:

@@ -122,8 +122,10 @@ async def _client(**options: Any) -> Any:
     import aiohttp
 
     async def look(session: Any, context: Any, redirect: Any) -> None:
-        onward = redirect.url.join(_url(redirect.response.headers.get("Location", "")))
-        if onward.scheme != "https" and onward.host not in LOOPBACK:
+        headers = redirect.response.headers
+        onward = redirect.url.join(_url(headers.get("Location") or headers.get("URI") or ""))
+        near = {onward.host, redirect.url.host} <= LOOPBACK
+        if onward.scheme != "https" and not near:
             raise IntegrityError(
                 "the server leads to an address that is not https",
                 where=f"{redirect.url.host} to {onward.scheme}://{onward.host}",

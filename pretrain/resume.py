@@ -60,6 +60,7 @@ def resume(
         _require_steps(state, known.steps, run)
         if changed and world.is_main:
             run.accept(recipe, changed, state.step)
+        world.barrier()  # it may have put the list of unreadable images aside, which all read next
         elsewhere = differences(notes["environment"], known.environment)
         if elsewhere:
             said.append("bits may differ from those of an undisturbed run: " + "; ".join(elsewhere))

@@ -21,13 +21,15 @@ import torch
 from filelock import FileLock, Timeout
 
 from pretrain.changes import Changed, keep_changes, refuse_changes
-from pretrain.distributed import World
+from pretrain.distributed import TORCHRUN, World
 from pretrain.recipe import as_record
 from zoo.errors import Exit, IntegrityError, UsageError, ZooError, unexpected
 from zoo.files import atomic_json, disk_errors, process_alive, sweep
 
 _SHARED_SECONDS = 10.0
 """How long a network file system may take to show a new file."""
+LASTING = frozenset(Exit) - {Exit.BUG, Exit.NETWORK, Exit.LOST_RANK}
+"""What a restart does not cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +179,13 @@ class RunFolder:
     def report_exit(self, world: World) -> Iterator["Progress"]:
         """Write ``exit.json`` however the block ends: torchrun itself always exits with 1.
 
-        The first rank to fail for a reason of its own has the word.
+        The first rank to fail for a reason of its own has the word.  Where torchrun starts the
+        ranks anew after a failure that would come again, that failure is raised again.
         """
+        # The launcher took away what earlier runs had left.
+        said = world.from_main(self.last_words() if TORCHRUN in os.environ else None)
+        if said and said.code in LASTING:
+            raise said
         if world.is_main:
             self.exit.unlink(missing_ok=True)
         world.barrier()

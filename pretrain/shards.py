@@ -319,7 +319,10 @@ def _has_labels(found: ShardSet) -> bool:
             raise no_images(shard)
         if first.label is None:
             return False
-        return found.label_of(read_label(file, first, shard)) is not None
+        text = read_label(file, first, shard)
+        if found.label_of(text) is None and (found.classes or text.strip().isdigit()):
+            raise no_class(text, f"{shard.place}: {first.image.name}")
+        return found.label_of(text) is not None
 
 
 def read_label(file: Any, sample: Sample, shard: Shard) -> bytes:
@@ -333,6 +336,17 @@ def read_label(file: Any, sample: Sample, shard: Shard) -> bytes:
         )
     file.seek(sample.label.offset)
     return file.read(sample.label.size)
+
+
+def no_class(text: bytes | None, where: str) -> DataError:
+    """text: of the ``.cls`` member; None where there is none."""
+    return DataError(
+        "no .cls file says the image's class"
+        if text is None
+        else f"no class is called {text[:40]!r}",
+        where=where,
+        fix="make the shards anew: every sample of them carries a class, or none does",
+    )
 
 
 def no_images(shard: Shard) -> DataError:

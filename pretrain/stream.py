@@ -21,7 +21,7 @@ import numpy as np
 from webdataset.filters import shuffle
 
 from pretrain.remote import opened, read_part
-from pretrain.shards import Shard, ShardSet, no_images, read_label
+from pretrain.shards import Shard, ShardSet, no_class, no_images, read_label
 from pretrain.tars import Sample, samples
 from zoo.errors import DataError
 from zoo.images import decode
@@ -200,13 +200,7 @@ class Reader:
         """The class.  Raises DataError where the sample has none."""
         found = None if entry.label is None else self.data.label_of(entry.label)
         if found is None:
-            raise DataError(
-                "no .cls file says the image's class"
-                if entry.label is None
-                else f"no class is called {entry.label[:40]!r}",
-                where=self.where(entry),
-                fix="make the shards anew: every sample of them carries a class, or none does",
-            )
+            raise no_class(entry.label, self.where(entry))
         return found
 
 

@@ -6,7 +6,7 @@ WebDataset shard, the members that share a key are one sample.
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from webdataset.tariterators import group_by_keys
@@ -14,6 +14,7 @@ from webdataset.tariterators import group_by_keys
 from zoo.errors import DataError, IntegrityError
 
 MOST_HEADER_BYTES = 1 << 20
+_MOST_HEADERS = 1000
 """Of a member's header with its extensions: tarfile takes these into memory, however long."""
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """After a key's first dot, in any case; ``seg.png``, say, is no image to train on."""
@@ -99,6 +100,7 @@ def members(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
                 if member.size < 0 or tar.offset <= end:  # a negative size turns tarfile in circles
                     raise tarfile.ReadError("a member of impossible size")
                 end = tar.offset
+                _require_few(tar.pax_headers)
                 yield member
             _require_end(file, tar.offset)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
@@ -109,6 +111,12 @@ def members(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
         ) from error
     except OSError as error:
         raise unreadable(error, where) from error
+
+
+def _require_few(headers: Mapping[str, str]) -> None:
+    """tarfile keeps the headers that are meant for all members to come."""
+    if len(headers) > _MOST_HEADERS or sum(map(len, headers.values())) > MOST_HEADER_BYTES:
+        raise tarfile.ReadError("common headers without end")
 
 
 class _Headers:

@@ -78,10 +78,12 @@ def pretrain(
         record = as_record(resolved)
         answer(record if json_ else aligned(record), json_)
         return
+    from pretrain.distributed import choose_device, require_devices
     from pretrain.ranks import Ranks, start_ranks
 
     ranks = Ranks(nproc=nproc, nodes=nodes, rendezvous=rendezvous, restarts=restarts)
     if ranks.by_torchrun:
+        require_devices(choose_device(device), nproc)
         start_ranks(ranks, sys.argv[1:], folder)
     else:
         from eval.live_probe import probe

@@ -33,7 +33,7 @@ class ZooError(Exception):
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = _shown(what), _shown(where), _shown(fix)
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -51,6 +51,18 @@ class ZooError(Exception):
     def as_dict(self) -> dict[str, str | int]:
         """The same as an object, for ``--json`` and ``exit.json``."""
         return {"code": int(self.code), "error": self.what, "where": self.where, "fix": self.fix}
+
+
+def _shown(text: str) -> str:
+    """Names may come from others' archives: what a terminal would obey is written out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or _raw(c) else ascii(c)[1:-1] for c in text)
+
+
+def _raw(c: str) -> bool:
+    """A byte of a name that is no UTF-8, which the streams write out by themselves."""
+    return "\udc80" <= c <= "\udcff"
 
 
 def _rebuild(kind: type[ZooError], what: str, where: str, fix: str, code: Exit) -> ZooError:

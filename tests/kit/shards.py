@@ -74,6 +74,8 @@ class Failure:
     cut: int | None = None
     """Bytes of the body after which the connection ends."""
     location: str | None = None
+    by: str = "Location"
+    """The header that leads there."""
     whole: bool = False
     """The range is passed over."""
     silent_seconds: float = 0
@@ -112,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = failure.status or (200 if place.is_file() else 404)
         if failure.location:
             self.send_response(302)
-            self.send_header("Location", failure.location)
+            self.send_header(failure.by, failure.location)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

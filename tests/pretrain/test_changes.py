@@ -1,8 +1,11 @@
 """What differs between two starts of a run: refused field by field, or allowed and written down."""
 
+import functools
 import json
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import assert_error
@@ -10,6 +13,7 @@ from models import make_model
 from photos import make_photos
 from runs import TINY, TINY_MAE, last_words, outcome, run, words, zoo
 
+from pretrain.run import RunFolder
 from zoo.errors import Exit
 
 SETTINGS = {**TINY_MAE, "training.steps": "4"}
@@ -115,6 +119,32 @@ def test_other_data(tmp_path: Path, change: str) -> None:
     assert fields == {"data_fingerprint"} | ({"images"} if change != "rename" else set())
     # It numbers the images as they were.
     assert (out / "quarantine-before-step-2.jsonl").exists()
+
+
+def test_all_ranks_see_that_the_list_of_unreadable_images_was_put_aside(tmp_path: Path) -> None:
+    """However long rank 0 takes for it.  By the list, all but rank 0 would stop."""
+    data, out = make_photos(tmp_path / "photos"), tmp_path / "run"
+    command = words("mae-vit-t", data, out, SETTINGS)
+    assert run(command, ranks=2) == [0, 0]
+    lines = [json.dumps({"index": i, "file": "x", "why": "y"}) for i in range(20)]
+    (out / "quarantine.jsonl").write_text("\n".join(lines) + "\n")
+    (data / "ant" / "001.jpg").rename(data / "ant" / "zzz.jpg")
+    more = words("mae-vit-t", data, out, {**SETTINGS, "training.steps": "6"})
+    fields = allowing("data_fingerprint", "training.steps")
+    codes = run([*more, "--reindex", *fields], ranks=2, prepare=_slow_to_accept)
+    assert codes == [0, 0], last_words(out)
+    assert (out / "quarantine-before-step-4.jsonl").exists()
+
+
+def _slow_to_accept() -> None:
+    accept = RunFolder.accept
+
+    @functools.wraps(accept)
+    def slow(self: RunFolder, *arguments: Any) -> None:
+        time.sleep(2)
+        accept(self, *arguments)
+
+    RunFolder.accept = slow
 
 
 def test_another_teacher_and_what_of_it_differs(photos: Path, tmp_path: Path) -> None:

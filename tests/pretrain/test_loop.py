@@ -217,6 +217,16 @@ def test_damaged_images_are_listed_and_change_nothing_else(damaged: Path, tmp_pa
     assert outcome(tmp_path / "0") == outcome(tmp_path / "2")
 
 
+def test_an_image_that_both_ranks_meet_is_counted_once(damaged: Path, tmp_path: Path) -> None:
+    """Every pass deals the images to the ranks anew."""
+    out = tmp_path / "run"
+    settings = {**TINY_MAE, "data.max_bad": "2", "training.steps": "60"}
+    settings |= {"training.save_every_steps": "1000"}
+    assert run(words("mae-vit-t", damaged, out, settings), ranks=2) == [0, 0]
+    assert len((out / "quarantine.jsonl").read_text().splitlines()) == 2
+    assert len(quarantined(out)) == 2
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_too_many_damaged_images_stop_the_run_until_more_are_allowed(
     damaged: Path, tmp_path: Path, ranks: int

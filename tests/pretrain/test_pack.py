@@ -1,6 +1,7 @@
 """``zoo data pack``: a folder's own bytes in shards, the same each time, whole or not there."""
 
 import gc
+import itertools
 import json
 import os
 import tarfile
@@ -8,6 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import zoo
 from webdataset.compat import WebDataset
@@ -83,6 +85,27 @@ def test_every_size_holds_everything(photos: Path, tmp_path: Path, shard_bytes: 
     assert len(found.shards) == packed.shards
     assert 1 <= packed.shards <= 36
     assert all(shard.count for shard in found.shards)
+
+
+def test_shards_are_as_few_as_can_be_whatever_the_sizes(tmp_path: Path) -> None:
+    """Images larger than a shard stand alone, and make no more shards of the others."""
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([rng.integers(500, 9_000, 150), np.full(10, 30_000)])
+    for number, size in enumerate(rng.permutation(sizes)):
+        (tmp_path / "photos" / "ant").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / "ant" / f"{number:03}.jpg").write_bytes(rng.bytes(int(size)))
+    pack(tmp_path / "photos", tmp_path / "shards", shard_bytes=20_000)
+    found = []
+    for place in sorted((tmp_path / "shards").glob("*.tar")):
+        with tarfile.open(place) as tar:
+            members = [512 + -(-member.size // 512) * 512 for member in tar]
+        found.append([a + b for a, b in zip(members[::2], members[1::2], strict=True)])
+    assert all(sum(shard) <= 20_000 or len(shard) == 1 for shard in found)
+    assert sum(sum(shard) > 20_000 for shard in found) == 10
+    least, room = 0, 0
+    for image in itertools.chain(*found):  # as full as can be
+        least, room = (least, room - image) if image <= room else (least + 1, 20_000 - image)
+    assert len(found) == least
 
 
 def test_odd_names_and_no_classes(photos: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def test_words_left_by_an_earlier_run_are_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: ranks.Ranks
 ) -> None:
     """torchrun may fail before a rank is there to take its last words back."""
-    (tmp_path / "exit.json").write_text('{"code": 0, "error": ""}')
+    stale = {"code": 75, "error": "stopped by a signal", "where": "step 3", "fix": "run it again"}
+    (tmp_path / "exit.json").write_text(json.dumps(stale))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LostRankError, match="ended with code 1"):
         ranks.start_ranks(asked, ["pretrain", "x"], tmp_path)
@@ -102,6 +104,24 @@ def test_no_restart_is_waited_for_that_would_come_to_the_same_end(
             ranks.start_ranks(asked, ["pretrain", "x"], tmp_path)
         assert caught.value.code == code
     assert (time.monotonic() - began > 3) == waits
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_signal_while_a_lost_rank_is_waited_for_is_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    left = json.dumps({"code": 8, "error": "rank 1 died", "where": "a rank", "fix": "try"})
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text(f"#!/bin/sh\necho '{left}' > {tmp_path}/exit.json\nexec sleep 60\n")
+    torchrun.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(torchrun))
+    if saved:
+        (tmp_path / "checkpoints" / "step-2").mkdir(parents=True)
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(ZooError, match="stopped by a signal after a rank was lost") as caught:
+        ranks.start_ranks(ranks.Ranks(nproc=2, restarts=9), ["pretrain", "x"], tmp_path)
+    assert caught.value.code == (Exit.PREEMPTED if saved else Exit.TERMINATED)
+    assert last_words(tmp_path)["code"] == caught.value.code
 
 
 @pytest.mark.slow
@@ -252,6 +272,21 @@ def test_a_restart_does_not_meet_an_error_that_would_come_again(
     assert list((tmp_path / "run" / "checkpoints").iterdir())
     assert "continuing from step" not in errors
     assert errors.count("error: a loss or a gradient is not finite") <= 3  # two ranks, the launcher
+
+
+@pytest.mark.slow
+def test_nobody_outlives_a_torchrun_that_dies_while_they_start(
+    photos: Path, tmp_path: Path
+) -> None:
+    started = start([*words("mae-vit-t", photos, tmp_path / "run", LONG), "--restarts", "1"])
+    deadline = time.monotonic() + 60
+    while len(below := descendants(started.pid)) < 3:  # torchrun and two ranks
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(next(p for p in below if _parent(p) == started.pid), signal.SIGKILL)
+    started.communicate(timeout=60)
+    assert_all_gone(below)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 @pytest.mark.slow

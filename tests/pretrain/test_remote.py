@@ -145,8 +145,9 @@ def test_a_server_without_ranges_cannot_be_streamed(
         file.read(10)
 
 
-def test_nobody_is_followed_to_an_unsafe_place(web: Web, folder: Path) -> None:
-    away = Failure(location="http://elsewhere.example/002.tar")
+@pytest.mark.parametrize("by", ["Location", "URI"])
+def test_nobody_is_followed_to_an_unsafe_place(web: Web, folder: Path, by: str) -> None:
+    away = Failure(location="http://elsewhere.example/002.tar", by=by)
     web.fail = lambda method, path, number: away
     with pytest.raises(IntegrityError, match="not https") as caught:
         open_shards(f"{web.address}/{{000..002}}.tar")

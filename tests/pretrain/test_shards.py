@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from batches import same
 from hypothesis import given
 from hypothesis import strategies as st
 from shards import Web, picture, serve, write_info, write_shard, write_shards
 
 from pretrain import remote
+from pretrain.data import Data
 from pretrain.remote import Patience, opened, read_part, require_safe
 from pretrain.shards import ShardSet, open_shards
+from pretrain.stream_loader import StreamLoader
 from pretrain.tars import samples
 from zoo.errors import DataError, IntegrityError, UsageError, ZooError
 
@@ -102,7 +105,7 @@ def s3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = s3fs.S3FileSystem()
-    bucket.mkdir("photos")
+    bucket.mkdirs("photos", exist_ok=True)  # moto's buckets outlive its servers
     bucket.put(f"{folder}/", "photos/set/", recursive=True)
     yield "s3://photos/set"
     s3fs.S3FileSystem.clear_instance_cache()
@@ -151,6 +154,32 @@ def test_shards_on_the_hub(hub: str, folder: Path) -> None:
     assert read_part(found.shards[0].place, 700, 300) == data[700:1000]
     with pytest.raises(DataError, match="not there"):
         open_shards(hub + "/{000..003}.tar")
+
+
+@pytest.mark.parametrize("store", ["s3", "hub"])
+def test_forked_workers_read_what_lies_here(
+    request: pytest.FixtureRequest, folder: Path, store: str
+) -> None:
+    options = {"transform": Data(source="folder:x").crop(16), "draws": 3, "buffer": 6}
+    options |= {"global_batch": 4, "rank_batch": 4, "seed": 5, "stop_step": 6, "workers": 2}
+    here, there = (
+        list(StreamLoader(open_shards(spec), **options))
+        for spec in (str(folder), request.getfixturevalue(store))
+    )
+    assert same(here, there)
+
+
+def test_a_first_class_that_is_none(tmp_path: Path) -> None:
+    """Where the index names classes, or by a number: other words may be of another's making."""
+    files = {"0.jpg": picture(0), "0.cls": b"dog"}
+    write_shard(tmp_path / "000.tar", files)
+    assert not open_shards(str(tmp_path)).labelled
+    write_info(tmp_path, [1], ["ant", "bee"])
+    for text in (b"dog", b"2"):
+        write_shard(tmp_path / "000.tar", {**files, "0.cls": text})
+        with pytest.raises(DataError, match="no class is called") as caught:
+            open_shards(str(tmp_path))
+        assert caught.value.where == f"{tmp_path}/000.tar: 0.jpg"
 
 
 def test_what_lies_beside_shards_is_passed_over(tmp_path: Path) -> None:

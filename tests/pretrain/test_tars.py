@@ -90,6 +90,24 @@ def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:
         read_all(place)
 
 
+def test_common_headers_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """Those for all members to come are kept as long as the archive is read."""
+    place = tmp_path / "000.tar"
+    with place.open("wb") as file:
+        for number in range(4):
+            text = f"comment{number}=" + "x" * 400_000 + "\n"
+            line = f"{len(text) + 7} {text}".encode()
+            header = tarfile.TarInfo("pax")
+            header.type, header.size = tarfile.XGLTYPE, len(line)
+            file.write(header.tobuf(tarfile.USTAR_FORMAT) + line + bytes(-len(line) % 512))
+            image = tarfile.TarInfo(f"{number}.jpg")
+            image.size = 3
+            file.write(image.tobuf(tarfile.USTAR_FORMAT) + b"abc" + bytes(509))
+        file.write(bytes(1024))
+    with pytest.raises(DataError, match="common headers without end"):
+        read_all(place)
+
+
 def test_shards_that_are_no_data_set(tmp_path: Path) -> None:
     place = tmp_path / "000.tar"
     place.write_bytes(b"\x1f\x8b" + bytes(1000))
