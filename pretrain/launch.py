@@ -23,7 +23,7 @@ from pretrain.loop import Job, Training, train
 from pretrain.objective import Heldout, Objective, Observed, Validated
 from pretrain.optim import WeightAverage, build_optimizer
 from pretrain.recipe import Recipe, as_record
-from pretrain.resume import Known, resume
+from pretrain.resume import COUNTS, Known, resume
 from pretrain.run import RunFolder, memory_errors
 from pretrain.shards import ShardSet, open_shards
 from pretrain.signals import StopSignals
@@ -186,12 +186,15 @@ def _job(
     known = replace(known, steps=steps, environment=environment() | loader.facts)
     said = resume(recipe, run, world, state, known)
     loader.start_step, loader.stop_step = state.step, steps
+    if isinstance(loader, StreamLoader):
+        loader.remember(state.notes.get(COUNTS, {}))
     log = _log(recipe, run, world, state, steps)
     for line in [*said, *loader.remarks]:
         log.say(line)
 
     def save() -> None:
         state.notes["log_bytes"] = log.mark()
+        _keep_counts(loader, state, world)
         if world.is_main:
             save_checkpoint(run.checkpoints, state, keep=training.keep_checkpoints)
         world.barrier()
@@ -211,6 +214,13 @@ def _job(
         describe=loader.describe,
         max_bad=recipe.data.most_bad(known.identity["images"]),
     )
+
+
+def _keep_counts(loader: Loader | StreamLoader, state: TrainState, world: World) -> None:
+    """Note what all ranks learned of shards without an index, for the next start."""
+    if isinstance(loader, StreamLoader) and loader.steps_per_epoch is None:
+        for counted in world.gather(loader.counted()):
+            state.notes.setdefault(COUNTS, {}).update(counted)
 
 
 def _loader(

@@ -13,6 +13,9 @@ from pretrain.run import RunFolder
 from zoo.errors import DataError, UsageError
 from zoo.files import require_space
 
+COUNTS = "shard_counts"
+"""The note of a checkpoint on how many samples each shard holds, where no index tells."""
+
 
 def _require_alike(identity: dict[str, Any], world: World) -> None:
     """Raise DataError, on every rank, unless all of them found the same data and teacher."""
@@ -57,6 +60,8 @@ def resume(
         earlier = {"code_version": identity["code_version"], **notes["identity"]}
         changed = known.changed | refuse_changes(run.path, earlier, identity, known.allow)
         load_checkpoint(path, state)
+        if "data_fingerprint" in changed:
+            state.notes.pop(COUNTS, None)  # of other shards
         _require_steps(state, known.steps, run)
         if changed and world.is_main:
             run.accept(recipe, changed, state.step)

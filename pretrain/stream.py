@@ -6,15 +6,16 @@ whose shards hold unequal numbers of samples still give equal numbers of batches
 the data stays with one of them.
 
 The shuffle (webdataset's) moves numbers, whose bytes come along as the shards are read.  To
-continue at a position, the numbers are shuffled again without bytes: shards whose count is known
-are not even opened, others are read over, header by header.
+continue at a position, the numbers are shuffled again without bytes: shards whose count is known,
+by an index or because a checkpoint tells it, are not even opened; others are read over.
 """
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -80,9 +81,21 @@ class Entry:
 class Reader:
     """One endless sequence of entries, begun at any position.  Belongs to one process."""
 
-    def __init__(self, data: ShardSet, deal: Deal, number: int, *, buffer: int) -> None:
+    def __init__(
+        self,
+        data: ShardSet,
+        deal: Deal,
+        number: int,
+        *,
+        buffer: int,
+        counts: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        """counts: samples of shards that were counted before, beside those that an index tells."""
         self.data, self.deal, self.number, self.buffer = data, deal, number, buffer
-        self._counts = {i: s.count for i, s in enumerate(data.shards) if s.count is not None}
+        told = {i: s.count for i, s in enumerate(data.shards) if s.count is not None}
+        self._counts = {**counts, **told}
+        self.counted: dict[int, int] = {}
+        """Shards that were read to their end here for the first time."""
         self._tables: dict[int, list[Sample]] = {}
         """Samples of shards that are in part behind the position where we began."""
         self._skipping = False
@@ -148,7 +161,9 @@ class Reader:
                 yield entry
         if not found:
             raise no_images(shard)
-        if self._counts.setdefault(number, found) != found:
+        if number not in self._counts:
+            self._counts[number] = self.counted[number] = found
+        if self._counts[number] != found:
             raise DataError(
                 f"the shard holds {found:,} samples, and its index says {self._counts[number]:,}",
                 where=shard.place,

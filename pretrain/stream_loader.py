@@ -1,7 +1,7 @@
 """Batches from streamed shards, with the face of ``pretrain/loader.py`` and by its workers."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ class Answer(NamedTuple):
     batch: Batch
     bad_names: dict[int, str]
     """Shard and member of the images in ``batch.bad``."""
+    counted: dict[int, int]
+    """Samples of shards that were counted on the way."""
 
 
 class Request(NamedTuple):
@@ -54,6 +56,8 @@ class StreamSamples(Dataset):
     ) -> None:
         self.data, self.deal, self.buffer = data, deal, buffer
         self.transform, self.draws = transform, draws
+        self.counts: dict[int, int] = {}
+        """Samples of shards that were counted before."""
         self._cursors: dict[int, _Cursor] = {}
 
     def __getitem__(self, request: Request) -> Answer | ZooError:
@@ -66,7 +70,9 @@ class StreamSamples(Dataset):
         """Raises ZooError, UsageError where the transform returns something else."""
         cursor = self._cursors.get(request.reader)
         if cursor is None or cursor.position != request.first:
-            reader = Reader(self.data, self.deal, request.reader, buffer=self.buffer)
+            reader = Reader(
+                self.data, self.deal, request.reader, buffer=self.buffer, counts=self.counts
+            )
             cursor = self._cursors[request.reader] = _Cursor(reader, request.first)
         bad: dict[int, tuple[str, str]] = {}
         slots, labels = [], []
@@ -79,7 +85,8 @@ class StreamSamples(Dataset):
         labels_B = np.array(labels, np.int64) if self.data.labelled else None
         reasons = [(index, why) for index, (why, _) in bad.items()]
         names = {index: name for index, (_, name) in bad.items()}
-        return Answer(make_batch(slots, labels_B, reasons), names)
+        counted, cursor.reader.counted = cursor.reader.counted, {}
+        return Answer(make_batch(slots, labels_B, reasons), names, counted)
 
     def _slot(self, cursor: "_Cursor", bad: dict[int, tuple[str, str]]) -> tuple[Slot, int]:
         """The sample at the cursor, or where it cannot be read, the next of the stream that can.
@@ -172,6 +179,7 @@ class StreamLoader:
         self.samples = StreamSamples(data, deal, buffer=buffer, transform=transform, draws=draws)
         self.start_step, self.stop_step, self.workers = start_step, stop_step, workers
         self._names: dict[int, str] = {}
+        self._counted: dict[int, int] = {}
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -196,6 +204,18 @@ class StreamLoader:
         shards = len(self.samples.data.shards)
         return [f"{shards} shards keep {self.readers} of {self.workers} workers busy on each rank"]
 
+    def remember(self, counts: Mapping[str, int]) -> None:
+        """Take over what ``counted`` told in an earlier start, before iterating."""
+        self.samples.counts |= {int(shard): count for shard, count in counts.items()}
+
+    def counted(self) -> dict[str, int]:
+        """By shard, how many samples it holds: those that no index tells, counted since last asked.
+
+        With it a later start need not read over what lies behind it.
+        """
+        found, self._counted = self._counted, {}
+        return {str(shard): count for shard, count in found.items()}
+
     def describe(self, index: int) -> str:
         """Shard and member of a sample that could not be read."""
         shard = self.samples.data.shards[index >> 32].place
@@ -205,8 +225,9 @@ class StreamLoader:
         workers = min(self.workers, self.readers)
         given = answers(self.samples, self._requests(), workers=workers)
         try:
-            for batch, names in given:
+            for batch, names, counted in given:
                 self._names |= names
+                self._counted |= counted
                 yield batch
         finally:
             given.close()

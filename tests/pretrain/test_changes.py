@@ -144,7 +144,7 @@ def _slow_to_accept() -> None:
         time.sleep(2)
         accept(self, *arguments)
 
-    RunFolder.accept = slow
+    RunFolder.accept = slow  # type: ignore[method-assign]
 
 
 def test_another_teacher_and_what_of_it_differs(photos: Path, tmp_path: Path) -> None:

@@ -191,6 +191,32 @@ def test_a_late_start_opens_what_it_needs(counted: Path, monkeypatch: pytest.Mon
     assert len(opened) < 5
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_late_start_need_not_count_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    found = open_shards(str(folder))
+    first = loader(found, stop_step=30, workers=workers)
+    expected = list(first)[-2:]
+    counts = first.counted()
+    assert counts == {str(shard): count for shard, count in enumerate(COUNTS)}
+    assert first.counted() == {}
+    opened: list[str] = []
+    actual = stream_module.opened
+    monkeypatch.setattr(
+        stream_module, "opened", lambda place, size: (opened.append(place), actual(place, size))[1]
+    )
+    times = []
+    for known in ({}, counts):
+        later = loader(found, start_step=29, stop_step=30, workers=workers)
+        later.remember(known)
+        assert same(list(later), expected)
+        times.append(len(opened))
+        opened.clear()
+    if workers == 0:  # others open them in processes of their own
+        assert times[1] <= times[0] - len(COUNTS)
+
+
 def test_uneven_shards_give_even_steps(data: ShardSet) -> None:
     for rank in range(5):
         batches = load(data, rank=rank, world=5, global_batch=20, rank_batch=4, stop_step=30)

@@ -77,6 +77,25 @@ def test_another_number_of_workers_continues_and_is_told(packed: Path, tmp_path:
     assert (out / "export").is_dir()
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_checkpoints_tell_what_was_counted(tmp_path: Path, ranks: int) -> None:
+    shards, out = write_shards(tmp_path / "shards", [9, 5, 9, 9]), tmp_path / "run"
+    settings = {**SETTINGS, "training.steps": "20", "training.save_every_steps": "10"}
+    settings |= {"training.keep_checkpoints": "9"}
+    command = words("mae-vit-t", f"wds:{shards}", out, settings)
+    assert set(run(command, ranks=ranks)) == {0}
+    before = outcome(out)
+    counts = {"0": 9, "1": 5, "2": 9, "3": 9}
+    for step in (10, 20):
+        state = json.loads((out / "checkpoints" / f"step-{step}" / "state.json").read_bytes())
+        assert state["notes"]["shard_counts"].items() <= counts.items()
+    assert state["notes"]["shard_counts"] == counts
+    shutil.rmtree(out / "checkpoints" / "step-20")
+    shutil.rmtree(out / "export")
+    assert set(run(command, ranks=ranks)) == {0}
+    assert outcome(out) == before
+
+
 def test_one_worker_reads_as_none_does(packed: Path, tmp_path: Path) -> None:
     for workers in ("0", "1"):
         settings = {**SETTINGS, "data.workers": workers}
