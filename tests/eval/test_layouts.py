@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evalsets import SMALL, SYNSETS, TEN, THREE, picture, plain_files, val_files, write_tree
+from faults import assert_error
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from eval.classes import synsets_of
 from eval.layouts import EvalSet, expected, open_eval_set
 from eval.layouts.folders import number_label
 from pretrain.index import open_index
-from zoo.errors import DataError, UsageError
+from zoo.errors import DataError, Exit, UsageError
 from zoo.images import decode
 
 A_THREE = synsets_of("a")[:3]
@@ -189,6 +190,8 @@ def test_999_classes(tmp_path: Path) -> None:
     error = refused(write_tree(tmp_path / "v", plain_files(SYNSETS[:-1], 1)), due=due)
     assert error.what == "999 of the 1,000 classes have images"
     assert error.where.endswith(f"missing: {SYNSETS[-1]}")
+    fix = "complete it, or repeat with --partial"
+    assert_error(error, Exit.DATA, what=error.what, where=error.where, fix=fix)
 
 
 def test_a_missing_image(val: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import assert_error
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from segsets import grey, indexed, photo, raw_png, scene, write_pair
 
 from eval.segmentation.masks import Contents, check_pairs, read_mask
-from zoo.errors import DataError
+from zoo.errors import DataError, Exit
 
 PAIR = ("images/training/a.jpg", "annotations/training/a.png")
 
@@ -164,6 +165,10 @@ def test_numbers_above_the_last_class(root: Path, value: int, classes: int) -> N
         what
         == f"a mask with a number that no class has: {value}, where the last class is {classes}"
     )
+    error = refused(root, classes=classes)
+    told, where = "a mask with a number that no class has", f"{root}: {PAIR[1]} ({value}, where"
+    fix = "check that the list of classes belongs to these masks"
+    assert_error(error, Exit.DATA, what=told, where=where, fix=fix)
 
 
 def test_sizes_that_differ(root: Path) -> None:
@@ -176,6 +181,8 @@ def test_sizes_that_differ(root: Path) -> None:
         f"{root}: annotations/training/b.png (12 x 16, the image 16 x 12), "
         "annotations/training/c.png (12 x 16, the image 16 x 12)"
     )
+    fix = "make each mask for its own image"
+    assert_error(error, Exit.DATA, what=error.what, where=error.where, fix=fix)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
