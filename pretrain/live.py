@@ -110,9 +110,9 @@ class FixedImages:
                 continue  # training quarantines it when it comes there
             read.append(number)
         labels = self.index.labels
-        return _stack(crops), None if labels is None else _as_labels(
-            labels[np.array(read, np.int64)]
-        )
+        if labels is None:
+            return _stack(crops), None
+        return _stack(crops), _as_labels(labels[np.array(read, np.int64)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
