@@ -111,22 +111,29 @@ def _bytes_needed(sizes: list[int]) -> int:
 
 
 def _plan(sizes: list[int], shard_bytes: int, *, labelled: bool) -> list[range]:
-    """Positions of each shard: consecutive, as few as there can be, the fullest as small as then
-    can be.  An image that is larger than a shard stands alone."""
+    """Positions of each shard: consecutive, as few as there can be, and of nearly equal numbers of
+    bytes, as far as the images' sizes let them.  One that is larger than a shard stands alone."""
     ends = np.cumsum([_in_tar(size) + labelled * _in_tar(1) for size in sizes])
-    fewest = len(_bounds(ends, shard_bytes))
-    low, high = int(ends[-1]) // fewest, shard_bytes
-    while high - low > 1:
-        limit = (low + high) // 2
-        enough = len(_bounds(ends, limit)) <= fewest
-        low, high = (low, limit) if enough else (limit, high)
-    return [range(a, b) for a, b in itertools.pairwise(_bounds(ends, high))]
+    fewest = len(_filled(ends, shard_bytes)) - 1
+    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, fewest) / fewest, side="right")
+    bounds = [0, *cuts.tolist(), len(sizes)]
+    if np.diff(ends[np.array(bounds[1:]) - 1], prepend=0).max() > shard_bytes:
+        low, high = 0, shard_bytes  # the least that is enough for the fullest
+        while high - low > 1:
+            limit = (low + high) // 2
+            enough = len(_filled(ends, limit, most=fewest)) - 1 <= fewest
+            low, high = (low, limit) if enough else (limit, high)
+        bounds = _filled(ends, high)
+    return [range(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
 
-def _bounds(ends: np.ndarray, limit: int) -> list[int]:
-    """Where shards of no more than ``limit`` bytes begin, each as full as can be; and the end."""
+def _filled(ends: np.ndarray, limit: int, *, most: int | None = None) -> list[int]:
+    """Where shards of no more than ``limit`` bytes begin, each as full as can be; and the end.
+
+    Given up beyond ``most`` shards.
+    """
     bounds = [0]
-    while (start := bounds[-1]) < len(ends):
+    while (start := bounds[-1]) < len(ends) and (most is None or len(bounds) - 1 <= most):
         room = limit + (int(ends[start - 1]) if start else 0)
         bounds.append(max(start + 1, int(np.searchsorted(ends, room, side="right"))))
     return bounds

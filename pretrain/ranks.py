@@ -78,17 +78,17 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
         start_new_session=True,
         preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
-    torchrun = _Torchrun(child)
+    torchrun = _Torchrun(child, run)
     handlers = {number: signal.signal(number, torchrun.ask) for number in _SIGNALS}
     try:
-        code = torchrun.wait_for_good(run) if ranks.restarts else child.wait()
+        code = torchrun.wait_for_good() if ranks.restarts else child.wait()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if code == 0:
         return
     error = _reason(run, ranks, code)
-    if torchrun.asked and ranks.restarts and error.code == Exit.LOST_RANK:
+    if torchrun.asked_between and ranks.restarts and error.code == Exit.LOST_RANK:
         error = _stopped_between_starts(run)
     if ranks.nodes == 1:
         with contextlib.suppress(ZooError):  # a full disk must not hide it
@@ -99,19 +99,22 @@ def start_ranks(ranks: Ranks, words: list[str], folder: Path) -> None:
 @dataclass(slots=True)
 class _Torchrun:
     process: subprocess.Popen
-    asked: bool = False
-    """By a signal to us."""
+    run: RunFolder
+    asked_between: bool = False
+    """Whether a signal came to us between two starts."""
     stopped: bool = False
 
     def ask(self, *_: object) -> None:
-        self.asked = True
+        if not self.stopped:
+            said = self.run.last_words()  # the next start takes them away
+            self.asked_between = said is not None and said.code == Exit.LOST_RANK
         self.stop()
 
     def stop(self) -> None:
         self.stopped = True
         self.process.send_signal(signal.SIGTERM)
 
-    def wait_for_good(self, run: RunFolder) -> int:
+    def wait_for_good(self) -> int:
         """Its exit code; it is kept from restarts that would come to the same end.
 
         Of several machines each watches the folder: torchrun knows of its own ranks alone, and
@@ -120,7 +123,7 @@ class _Torchrun:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self.process.wait(_LOOK_SECONDS)
-            said = run.last_words()
+            said = self.run.last_words()
             if said and said.code in LASTING and not self.stopped:
                 self.stop()
 

@@ -163,12 +163,7 @@ class Reader:
             raise no_images(shard)
         if number not in self._counts:
             self._counts[number] = self.counted[number] = found
-        if self._counts[number] != found:
-            raise DataError(
-                f"the shard holds {found:,} samples, and its index says {self._counts[number]:,}",
-                where=shard.place,
-                fix="fetch the shards and their index again, or make them anew",
-            )
+        self._require_count(number, found)
 
     def _read(self, entry: Entry, sample: Sample, file: "BinaryIO | _Part") -> None:
         shard = self.data.shards[entry.shard]
@@ -192,7 +187,16 @@ class Reader:
             shard = self.data.shards[number]
             with opened(shard.place, shard.size) as file:
                 self._tables[number] = list(samples(file, shard.place))
+            self._require_count(number, len(self._tables[number]))
         return self._tables[number]
+
+    def _require_count(self, number: int, found: int) -> None:
+        if found != (known := self._counts.get(number, found)):
+            raise DataError(
+                f"the shard holds {found:,} samples, where its index or the run knows {known:,}",
+                where=self.data.shards[number].place,
+                fix="fetch the shards and their index again, or make them anew",
+            )
 
     def where(self, entry: Entry) -> str:
         """Shard and member, for errors and the quarantine."""

@@ -14,8 +14,8 @@ from webdataset.tariterators import group_by_keys
 from zoo.errors import DataError, IntegrityError
 
 MOST_HEADER_BYTES = 1 << 20
-_MOST_HEADERS = 1000
 """Of a member's header with its extensions: tarfile takes these into memory, however long."""
+_MOST_HEADERS = 1000
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """After a key's first dot, in any case; ``seg.png``, say, is no image to train on."""
 
@@ -115,7 +115,8 @@ def members(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
 
 def _require_few(headers: Mapping[str, str]) -> None:
     """tarfile keeps the headers that are meant for all members to come."""
-    if len(headers) > _MOST_HEADERS or sum(map(len, headers.values())) > MOST_HEADER_BYTES:
+    size = sum(len(name) + len(value) for name, value in headers.items())
+    if len(headers) > _MOST_HEADERS or size > MOST_HEADER_BYTES:
         raise tarfile.ReadError("common headers without end")
 
 

@@ -108,6 +108,17 @@ def test_shards_are_as_few_as_can_be_whatever_the_sizes(tmp_path: Path) -> None:
     assert len(found) == least
 
 
+@pytest.mark.parametrize("images", [9, 10, 23, 101])
+def test_equal_images_make_equal_shards(tmp_path: Path, images: int) -> None:
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    for number in range(images):
+        (tmp_path / "photos" / "ant" / f"{number:03}.jpg").write_bytes(bytes(3_000))
+    pack(tmp_path / "photos", tmp_path / "shards", shard_bytes=20_000)  # four of them and labels
+    counts = [s.count or 0 for s in open_shards(str(tmp_path / "shards")).shards]
+    assert max(counts) - min(counts) <= 1
+    assert len(counts) == -(-images // 4)
+
+
 def test_odd_names_and_no_classes(photos: Path, tmp_path: Path) -> None:
     data = (photos / "ant" / "000.jpg").read_bytes()
     folder = tmp_path / "flat"

@@ -90,12 +90,13 @@ def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:
         read_all(place)
 
 
-def test_common_headers_that_would_fill_the_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("long", ["comment{}=" + "x" * 400_000, "x" * 400_000 + "{}="])
+def test_common_headers_that_would_fill_the_memory(tmp_path: Path, long: str) -> None:
     """Those for all members to come are kept as long as the archive is read."""
     place = tmp_path / "000.tar"
     with place.open("wb") as file:
         for number in range(4):
-            text = f"comment{number}=" + "x" * 400_000 + "\n"
+            text = long.format(number) + "\n"
             line = f"{len(text) + 7} {text}".encode()
             header = tarfile.TarInfo("pax")
             header.type, header.size = tarfile.XGLTYPE, len(line)
