@@ -324,7 +324,9 @@ def test_no_labels(tmp_path: Path) -> None:
 def test_a_shard_that_holds_other_counts_than_its_index_says(tmp_path: Path) -> None:
     write_info(write_shards(tmp_path, [5, 5]), [5, 6])
     found = open_shards(str(tmp_path))
-    with pytest.raises(DataError, match="holds 5 samples, where its index or the run knows 6") as caught:
+    with pytest.raises(
+        DataError, match="holds 5 samples, where its index or the run knows 6"
+    ) as caught:
         load(found)
     assert caught.value.where.endswith("001.tar")
 
